@@ -1,0 +1,72 @@
+"""Attention over a memory prefix: one SDPA call that never copies keys or values per query head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+
+NAME = "mplus_sdpa"
+
+
+def prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention of Q new tokens over [memory prefix | earlier tokens | new tokens].
+
+    Args:
+        query: [B, H, Q, D]; key, value: [B, H_kv, T, D] with T >= Q.
+        attention_mask: additive [B or 1, 1, Q, T], or None for "everything before and including oneself", the
+            bottom-right aligned causal mask of the write and read passes.
+
+    Returns:
+        [B, Q, H, D], and None for the weights, which SDPA does not form.
+    """
+    batch, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    if attention_mask is None and length > 1 and query.is_cuda:
+        bias = causal_lower_right(length, key.shape[2])
+        out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scaling, enable_gqa=groups > 1)
+        return out.transpose(1, 2).contiguous(), None
+    if attention_mask is None and length > 1:
+        attention_mask = causal_mask(length, key.shape[2], query.dtype, query.device)
+    # Query heads that share a key/value head become further query rows of that head.
+    folded = query.reshape(batch, heads // groups, groups * length, width)
+    if attention_mask is not None and groups > 1:
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(folded, key, value, attention_mask, dropout, scale=scaling)
+    return out.reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, prefix_attention)
+
+
+def causal_mask(length: int, total: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Additive bottom-right aligned causal mask, [1, 1, length, total]."""
+    mask = torch.full((length, total), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return mask.triu_(total - length + 1)[None, None]
+
+
+def padded_mask(valid: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive causal mask for rows with holes.
+
+    Args:
+        valid: bool [B, T], which of the T keys exist in each row; the last `length` keys are the queries themselves.
+
+    Returns:
+        [B, 1, length, T]. A padded query sees itself, so that no row of the softmax is empty.
+    """
+    total = valid.shape[1]
+    mask = causal_mask(length, total, dtype, valid.device).repeat(valid.shape[0], 1, 1, 1)
+    mask.masked_fill_(~valid[:, None, None, :], torch.finfo(dtype).min)
+    own = torch.arange(length, device=valid.device)
+    mask[:, :, own, own + total - length] = 0
+    return mask

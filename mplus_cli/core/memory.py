@@ -1,0 +1,119 @@
+"""Memory: a batch of short- and long-term memories, one per batch row, and the record of what each write did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mplus_cli.core.cache import MemoryCache
+from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.long_term_memory import LongTermMemory, Retrieved
+from mplus_cli.core.short_term_memory import ShortTermMemory
+
+KeyFunction = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, rows [m, d]) -> retrieval keys [m, r]
+
+
+@dataclass
+class WriteRecord:
+    """What one write did to one memory; enough to replay it from a file.
+
+    Attributes:
+        created: creation index of its first memory token.
+        values: [L, K, d], the memory tokens it made, on the CPU.
+        dropped: int64 [L, m], creation indices that left short-term memory, in order of arrival in the store.
+        keys: [L, m, r], their retrieval keys, on the CPU; None without long-term memory.
+        note: provenance of the chunk, as given to `inject`.
+    """
+
+    created: int
+    values: torch.Tensor
+    dropped: torch.Tensor
+    keys: torch.Tensor | None
+    note: dict | None
+
+
+class Memory:
+    """Short- and long-term memory of `batch_size` independent rows.
+
+    Every memory token has a creation index, counted from 0 with the first token ever written to its row and the same in
+    all layers; tokens that came with a checkpoint have negative ones. Age, in memory tokens written since, is
+    `created_total - 1 - created`. Nothing is ever renumbered.
+    """
+
+    def __init__(
+        self,
+        config: MPlusConfig,
+        batch_size: int = 1,
+        seeds: Sequence[int] | int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
+        device = torch.device(device)
+        self.config = config
+        self.seeds = [seeds] * batch_size if isinstance(seeds, int) else list(seeds)
+        self.short_term = ShortTermMemory(batch_size, layers, config.short_term_size, width, dtype, device)
+        self.long_term = [
+            LongTermMemory(config, layers, width, dtype, device)
+            for _ in range(batch_size if config.has_long_term_memory else 0)
+        ]
+        self.created_total = [0] * batch_size
+        self.journal: list[list[WriteRecord]] | None = None
+        self.version = 0
+        self.last_retrieval: list[list[Retrieved]] = []  # [layer][row] of the latest read
+        self.read_cache: MemoryCache | None = None  # short-term keys and values, owned by the model that read last
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.created_total)
+
+    @property
+    def num_layers(self) -> int:
+        return self.short_term.values.shape[1]
+
+    def keep_journal(self) -> None:
+        """From now on record every write (what a state file needs)."""
+        self.journal = [[] for _ in range(self.batch_size)]
+
+    def age(self, row: int, created: torch.Tensor) -> torch.Tensor:
+        """Memory tokens written to `row` since the given ones."""
+        return self.created_total[row] - 1 - created
+
+    def changed(self) -> None:
+        """Say that content changed outside `append`, so that nothing derived from it is reused."""
+        self.version += 1
+        self.read_cache = None
+
+    def context(self, row: int) -> torch.Tensor:
+        """The newest K tokens that the next write reads, [L, <= K, d]."""
+        return self.short_term.newest(row, self.config.memory_tokens_per_write)
+
+    def append(
+        self,
+        row: int,
+        tokens: torch.Tensor,
+        key_function: KeyFunction | None,
+        note: dict | None = None,
+        dropped_ranks: torch.Tensor | None = None,
+    ) -> None:
+        """Append a write's memory tokens [L, K, d] to one row; what is dropped moves to long-term memory.
+
+        Args:
+            key_function: makes the retrieval keys of dropped tokens; None where there is no long-term memory.
+            dropped_ranks: int64 [L, m], chronological ranks to drop instead of a random choice.
+        """
+        created = self.created_total[row]
+        dropped = self.short_term.append(row, tokens, created, self.seeds[row], dropped_ranks)
+        keys = None
+        if key_function is not None:
+            keys = torch.stack([key_function(layer, dropped.values[layer]) for layer in range(self.num_layers)])
+            self.long_term[row].append(dropped.values, keys, dropped.created)
+        self.created_total[row] = created + tokens.shape[1]
+        self.changed()
+        if self.journal is not None:
+            record = WriteRecord(
+                created, tokens.detach().cpu(), dropped.created, None if keys is None else keys.cpu(), note
+            )
+            self.journal[row].append(record)

@@ -1,0 +1,391 @@
+"""MPlusForCausalLM: a decoder-only transformer with short- and long-term memory (M+, arXiv 2502.00592).
+
+    model = MPlusForCausalLM.from_pretrained("assets/default")
+    memory = model.new_memory()
+    model.inject(ids, memory)                     # write: [1, n] token ids -> memory
+    model.generate(question_ids, memory=memory)   # read: ordinary Hugging Face generation
+
+Token ids never contain a beginning-of-text token: every layer has its own (`bos_embedding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mplus_cli.core.adapters import READ, WRITE, Adapter, AdapterSwitch
+from mplus_cli.core.attention import causal_mask, padded_mask
+from mplus_cli.core.backbones import FAMILIES, build_backbone, memory_keys_values
+from mplus_cli.core.cache import MemoryCache
+from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.fingerprint import model_fingerprint
+from mplus_cli.core.loading import load_checkpoint, save_initial_memory
+from mplus_cli.core.memory import Memory
+from mplus_cli.core.prefix import MemoryPrefix, Prefix, TokenPrefix
+from mplus_cli.core.retriever import Retriever
+from mplus_cli.errors import UsageError
+
+Hook = Callable[[int, torch.Tensor], torch.Tensor]  # (layer index, rows [B, n, d]) -> rows
+
+
+class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
+    """M+; with `long_term_capacity=0` in the configuration, MemoryLLM.
+
+    Attributes:
+        model: the Hugging Face decoder, with the write and read LoRA adapters inside.
+        bos_embedding: [L, 1, d], what stands at position 0 of every layer.
+        new_memory_positional_emb: [1, 1, d], added at every layer to the rows that become memory.
+        retrievers: one `Retriever` per layer (none without long-term memory).
+        initial_memory: tensors of the memory a checkpoint carries (see `loading`), or None.
+    """
+
+    config: MPlusConfig
+    model: Any  # whichever Hugging Face decoder the configuration names
+    config_class = MPlusConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MPlusConfig, attn_implementation: str | None = None) -> None:
+        super().__init__(config)
+        text = config.text_config
+        self.attn_implementation = attn_implementation or "sdpa"
+        self.model = build_backbone(text, self.attn_implementation)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.bos_embedding = nn.Parameter(torch.zeros(text.num_hidden_layers, 1, text.hidden_size))
+        self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, text.hidden_size))
+        sizes = (config.retriever_size, config.retriever_layers, config.retriever_score, config.write_query)
+        count = text.num_hidden_layers if config.has_long_term_memory else 0
+        self.retrievers: Any = nn.ModuleList(Retriever(text.hidden_size, *sizes) for _ in range(count))
+        self.key_norm = FAMILIES[text.model_type].key_norm
+        self.initial_memory: dict[str, torch.Tensor] | None = None
+        self._key_value_parameters: list[nn.Parameter] | None = None
+        self.post_init()
+        self.adapters = AdapterSwitch(self.model, config.lora)
+        self.round_rotary_frequencies()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args,
+        config: MPlusConfig | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        **kwargs,
+    ) -> MPlusForCausalLM:
+        """Load a local folder or hub id in our layout, or in a published M+ or MemoryLLM-8B layout.
+
+        Args:
+            dtype: of weights and memory; default what the checkpoint was saved in.
+            device: where weights and short-term memory go.
+            attn_implementation: "sdpa" (default), "eager" or "flash_attention_2".
+
+        Raises:
+            CheckpointError: nothing there, missing or unexpected tensors (named), wrong shapes, unknown layout.
+        """
+        dtype = dtype or kwargs.get("torch_dtype")
+        model = load_checkpoint(cls, str(pretrained_model_name_or_path), config, dtype, attn_implementation, revision)
+        return model.to(device)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+        """Write config.json, generation_config.json, model.safetensors and the carried memory, if any."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.initial_memory is not None:
+            save_initial_memory(self.initial_memory, save_directory)
+
+    def fingerprint(self) -> dict[str, str]:
+        """`config_sha256`, `weights_sha256` and `name` of this model (see `fingerprint.model_fingerprint`)."""
+        return model_fingerprint(self)
+
+    def round_rotary_frequencies(self) -> None:
+        """Round inverse frequencies as the published weights were trained with (bf16 buffers, fp32 tables)."""
+        if self.config.rope_frequency_dtype == "bfloat16":
+            rotary = self.model.rotary_emb
+            rotary.inv_freq = rotary.inv_freq.to(torch.bfloat16).float()
+
+    def key_value_version(self) -> tuple:
+        """Changes whenever keys and values made of the same memory would: weights updated, adapter switched."""
+        if self._key_value_parameters is None:
+            parts = [
+                (layer.input_layernorm, layer.self_attn.k_proj, layer.self_attn.v_proj) for layer in self.model.layers
+            ]
+            self._key_value_parameters = [p for modules in parts for module in modules for p in module.parameters()]
+        return id(self), self.adapters.active, self.dtype, sum(p._version for p in self._key_value_parameters)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    # -- memory and writing --
+
+    def new_memory(self, batch_size: int = 1, seed: int | Sequence[int] = 0, initial: str = "checkpoint") -> Memory:
+        """A fresh memory for `batch_size` rows.
+
+        Args:
+            seed: of the random drop; one for all rows or one per row.
+            initial: "checkpoint" starts from the memory the checkpoint carries, if any; "empty" from nothing.
+        """
+        memory = Memory(self.config, batch_size, seed, self.dtype, self.device)
+        if initial == "checkpoint" and self.initial_memory is not None:
+            held = self.initial_memory
+            for row in range(batch_size):
+                memory.short_term.load(row, held["short_term.values"], held["short_term.created"])
+            for store in memory.long_term:
+                columns = [list(held[f"long_term.{k}"]) for k in ("values", "keys", "created", "recall_frequency")]
+                store.load(*columns)
+        return memory
+
+    def memory_keys(self, layer: int, rows: torch.Tensor) -> torch.Tensor:
+        """Retrieval keys of memory tokens of one layer. rows: [..., m, d] -> [..., m, r]."""
+        return self.retrievers[layer].keys(self.model.layers[layer].input_layernorm(rows))
+
+    @torch.no_grad()
+    def inject(
+        self,
+        input_ids: torch.Tensor,
+        memory: Memory,
+        attention_mask: torch.Tensor | None = None,
+        notes: Sequence[dict | None] | None = None,
+        dropped_ranks: torch.Tensor | None = None,
+    ) -> None:
+        """Write one chunk of text per row into `memory`.
+
+        Args:
+            input_ids: [B, n], left-padded where rows differ in length; attention_mask: [B, n], 0 on padding.
+            notes: provenance per row, kept with the write.
+            dropped_ranks: int64 [B, L, m], ranks (0 = oldest) of the short-term tokens to drop, instead of random ones.
+        """
+        batch = memory.batch_size
+        if input_ids.shape[0] != batch:
+            raise UsageError(f"{input_ids.shape[0]} rows of text for a memory of {batch} rows.")
+        keys = self.memory_keys if self.config.has_long_term_memory else None
+        for rows, ids, context, mask in self._write_groups(input_ids, memory, attention_mask):
+            delta = self.write(ids, context, mask)
+            for row, tokens in zip(rows, delta, strict=True):
+                note = None if notes is None else notes[row]
+                memory.append(row, tokens, keys, note, None if dropped_ranks is None else dropped_ranks[row])
+
+    def _write_groups(
+        self, input_ids: torch.Tensor, memory: Memory, attention_mask: torch.Tensor | None
+    ) -> Iterator[tuple]:
+        """Rows that can share one pass: equal context, and equal length or at least K tokens each."""
+        size = self.config.memory_tokens_per_write
+        width = input_ids.shape[1]
+        lengths = [width] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
+        if min(lengths) == 0:
+            raise UsageError("A row of text is empty.", "Inject at least one token per row.")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, length in enumerate(lengths):
+            context = min(size, memory.short_term.fill[row])
+            groups.setdefault((context, size if length >= size else length), []).append(row)
+        for (context, _), rows in groups.items():
+            longest = max(lengths[row] for row in rows)
+            padded = any(lengths[row] != longest for row in rows)
+            ids = input_ids[rows, width - longest :].to(self.device)
+            mask = (
+                attention_mask[rows, width - longest :].to(self.device)
+                if attention_mask is not None and padded
+                else None
+            )
+            held = torch.stack([memory.context(row) for row in rows]) if context else None
+            yield rows, ids, held, mask
+
+    def write(
+        self,
+        input_ids: torch.Tensor,
+        context: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        adapter: Adapter = WRITE,
+    ) -> torch.Tensor:
+        """The write pass: read a chunk after the newest memory tokens, make new ones (MemoryLLM section 3.1, A.1).
+
+        Differentiable; changes no memory. Computes no logits and keeps no cache.
+
+        Args:
+            input_ids: [B, n], left-padded. With padding every row must hold at least K tokens.
+            context: [B, L, p, d], the newest memory tokens (p <= K), or None.
+
+        Returns:
+            Memory tokens [B, L, min(K, p + n), d].
+        """
+        self.adapters.use(adapter)
+        batch, length = input_ids.shape
+        held = 0 if context is None else context.shape[2]
+        made = min(self.config.memory_tokens_per_write, held + length)
+        carried = max(0, made - length)  # newest memory rows that are rewritten, because the text is shorter than K
+        kept = None if context is None or held == carried else context[:, :, : held - carried]
+        prefix = TokenPrefix(self, batch, kept)
+        made_by_layer: list[torch.Tensor] = []
+
+        def enter(index: int, hidden: torch.Tensor) -> torch.Tensor:
+            if context is not None and carried:
+                hidden = torch.cat([context[:, index, held - carried :].to(hidden.dtype), hidden], dim=1)
+            tail = hidden[:, -made:] + self.new_memory_positional_emb
+            return torch.cat([hidden[:, :-made], tail], dim=1) if hidden.shape[1] > made else tail
+
+        def leave(index: int, hidden: torch.Tensor) -> torch.Tensor:
+            made_by_layer.append(hidden[:, -made:])
+            return hidden[:, -length:]
+
+        cache = MemoryCache()
+        self.run_layers(self.model.embed_tokens(input_ids), prefix, cache, attention_mask, carried, enter, leave)
+        return torch.stack(made_by_layer, dim=1)
+
+    # -- the layer loop --
+
+    def position_tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of rotary positions. int64 [B, n] -> two [B, n, D] in the model's dtype."""
+        return self.model.rotary_emb(self.bos_embedding, position_ids=positions)
+
+    def keys_values(self, index: int, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+        """Keys and values of memory rows [B, P, d] in layer `index`, under the active adapter: two [B, H_kv, P, D]."""
+        return memory_keys_values(self.model.layers[index], self.key_norm, rows, cos, sin)
+
+    def run_layers(
+        self,
+        hidden: torch.Tensor,
+        prefix: Prefix | None,
+        cache: MemoryCache,
+        attention_mask: torch.Tensor | None = None,
+        extra_rows: int = 0,
+        enter: Hook | None = None,
+        leave: Hook | None = None,
+    ) -> torch.Tensor:
+        """Run text rows through every layer behind a prefix.
+
+        Args:
+            hidden: [B, n, d], embedded tokens.
+            prefix: loaded into `cache` layer by layer; None to continue a cache that has its prefix.
+            attention_mask: [B, n] or [B, earlier + n], 0 on left padding.
+            extra_rows: rows that `enter` puts before the text in every layer.
+            enter, leave: hooks (index, rows) -> rows around each layer.
+
+        Returns:
+            Hidden states [B, n, d] before the final norm.
+        """
+        batch, length = hidden.shape[0], hidden.shape[1] + extra_rows
+        if prefix is not None:
+            prefix.attach(cache)
+            cache.offset, cache.prefix_valid, cache.prefix_length = prefix.offset, prefix.valid, prefix.length
+        assert cache.offset is not None  # every prefix sets it
+        text = cache.extend_text(attention_mask, batch, length, hidden.device)
+        positions = (cache.offset[:, None] + text.cumsum(1)[:, -length:] - 1).clamp(min=0)
+        tables = self.position_tables(positions)
+        mask = self._mask(cache, text, length, hidden.dtype)
+        for index, layer in enumerate(self.model.layers):
+            if prefix is not None:
+                prefix.load(index, hidden, cache)
+            rows = hidden if enter is None else enter(index, hidden)
+            rows = layer(
+                rows,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=tables,
+            )
+            hidden = rows if leave is None else leave(index, rows)
+        cache.complete = True
+        return hidden
+
+    def _mask(self, cache: MemoryCache, text: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """The mask for the attention in use; None where everything before and including oneself is seen."""
+        holes = cache.prefix_valid is not None or not bool(text.all())
+        total = cache.prefix_length + text.shape[1]
+        if self.attn_implementation == "eager" and not holes:
+            return causal_mask(length, total, dtype, text.device)
+        if not holes:
+            return None
+        valid = cache.prefix_valid
+        if valid is None:
+            valid = text.new_ones(text.shape[0], cache.prefix_length)
+        valid = torch.cat([valid, text], dim=1)
+        return valid if self.attn_implementation == "flash_attention_2" else padded_mask(valid, length, dtype)
+
+    # -- reading --
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: MemoryCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        memory_tokens: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
+        adapter: Adapter = READ,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """The read pass.
+
+        Args:
+            input_ids: [B, n], left-padded; attention_mask: [B, n], or with a cache [B, earlier + n].
+            memory: what to read; or memory_tokens: [B, L, P, d], explicit tokens, differentiable; or prefix, any
+                source. With none of them the model reads its BOS alone.
+            past_key_values: the cache of an earlier call, to continue it.
+            labels: [B, n] token ids, -100 where there is no loss.
+            adapter: "read"; "write" reproduces the published two-chunk training task.
+            logits_to_keep: number of last positions to compute logits for, 0 for all.
+
+        Returns:
+            logits [B, n or logits_to_keep, V]; past_key_values for continuing.
+        """
+        self.adapters.use(adapter)
+        hidden = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = past_key_values if isinstance(past_key_values, MemoryCache) else MemoryCache(memory)
+        if cache.superseded:
+            raise UsageError(
+                "This cache was overwritten by a later read of the same memory.", "Read again from the start."
+            )
+        if cache.complete:
+            prefix = None
+        elif prefix is None:
+            prefix = self._prefix(hidden.shape[0], cache.memory, memory_tokens)
+        hidden = self.run_layers(hidden, prefix, cache, attention_mask)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.model.norm(hidden[:, keep]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _prefix(self, batch: int, memory: Memory | None, memory_tokens: torch.Tensor | None) -> Prefix:
+        if memory is None:
+            return TokenPrefix(self, batch, memory_tokens)
+        if memory.batch_size != batch:
+            raise UsageError(f"{batch} prompts for a memory of {memory.batch_size} rows.", "Give one prompt per row.")
+        return MemoryPrefix(self, memory)
+
+    def generate(self, inputs: torch.Tensor | None = None, memory: Memory | None = None, **kwargs):  # type: ignore[override]
+        """Hugging Face generation (greedy, sampling, streaming, stop strings) over `memory`.
+
+        Retrieval happens once, at prefill, as published. Beams and several returned sequences would need one memory per
+        beam and are refused.
+        """
+        settings = kwargs.get("generation_config")
+        for key in ("num_beams", "num_return_sequences"):
+            if (kwargs.get(key) or getattr(settings, key, None) or 1) > 1:
+                raise UsageError(
+                    f"{key} > 1 is not supported with memory.", "Repeat the prompt in a batch of memories."
+                )
+        kwargs["past_key_values"] = MemoryCache(memory)
+        return super().generate(inputs, **kwargs)  # type: ignore[misc]
+
+
+AutoConfig.register(MPlusConfig.model_type, MPlusConfig)
+AutoModelForCausalLM.register(MPlusConfig, MPlusForCausalLM)

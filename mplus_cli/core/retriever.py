@@ -1,0 +1,77 @@
+"""The co-trained retriever: projectors, scores and top-k over long-term memory (M+ section 3.2.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Projector(nn.Sequential):
+    """d -> 2r -> r without biases, SiLU between; or a single d -> r."""
+
+    def __init__(self, hidden_size: int, size: int, layers: int) -> None:
+        if layers == 1:
+            super().__init__(nn.Linear(hidden_size, size, bias=False))
+        else:
+            super().__init__(
+                nn.Linear(hidden_size, 2 * size, bias=False), nn.SiLU(), nn.Linear(2 * size, size, bias=False)
+            )
+
+
+class Retriever(nn.Module):
+    """One layer's retriever. Queries and keys are projections of hidden states after the layer's input norm.
+
+    Inputs are detached: the retriever learns from its own loss, the language model never through it.
+    """
+
+    def __init__(self, hidden_size: int, size: int, layers: int, score: str, write_query: bool) -> None:
+        super().__init__()
+        self.score = score
+        self.query_proj = Projector(hidden_size, size, layers)
+        self.key_proj = Projector(hidden_size, size, layers)
+        if write_query:
+            self.write_query_proj = Projector(hidden_size, size, layers)
+
+    def queries(self, normed: torch.Tensor) -> torch.Tensor:
+        """[..., n, d] -> [..., n, r]."""
+        return self.query_proj(normed.detach())
+
+    def keys(self, normed: torch.Tensor) -> torch.Tensor:
+        """[..., m, d] -> [..., m, r]."""
+        return self.key_proj(normed.detach())
+
+    def scores(self, queries: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Relevance of every memory token to a prompt, float32.
+
+        Args:
+            queries: [..., n, r]; keys: [..., m, r].
+            valid: bool [..., n], query tokens that count. A prompt without any scores every token 0.
+
+        Returns:
+            [..., m]: mean over query tokens of sigmoid(q.k) (published), or the log-sum-exp over query tokens of
+            q.k / sqrt(r) (contrastive).
+        """
+        products = (queries @ keys.transpose(-1, -2)).float()
+        if self.score == "mean_sigmoid":
+            weights = torch.sigmoid(products)
+            if valid is None:
+                return weights.mean(-2)
+            count = valid.sum(-1, keepdim=True).clamp(min=1)
+            return (weights * valid.unsqueeze(-1)).sum(-2) / count
+        logits = products / math.sqrt(queries.shape[-1])
+        if valid is None:
+            return logits.logsumexp(-2)
+        scores = logits.masked_fill(~valid.unsqueeze(-1), -torch.inf).logsumexp(-2)
+        return scores.masked_fill(~valid.any(-1, keepdim=True), 0.0)
+
+
+def tiled_scores(retriever: Retriever, queries: torch.Tensor, key_blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Scores of one row over keys held in blocks, [n, r] x blocks of [m_i, r] -> [sum m_i].
+
+    The (query x memory) matrix exists for one block at a time.
+    """
+    parts = [retriever.scores(queries, block) for block in key_blocks]
+    return torch.cat(parts) if parts else queries.new_empty(0, dtype=torch.float32)
