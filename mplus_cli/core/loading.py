@@ -106,15 +106,19 @@ def _some(names: list[str], limit: int = 12) -> str:
 
 
 def _fetch(name: str, filename: str, revision: str | None) -> Path:
+    cause: Exception | None = None
     try:
-        return Path(str(cached_file(name, filename, revision=revision)))
+        path = cached_file(name, filename, revision=revision)
     except (OSError, ValueError) as error:
-        if Path(name).is_dir():
-            raise CheckpointError(f"{name} is not a model folder: it has no {filename}.") from error
-        raise CheckpointError(
-            f"No model at {name!r}: it is not a folder here, and the hub did not give {filename}.",
-            "Check the name, or download the model elsewhere and pass its folder.",
-        ) from error
+        path, cause = None, error
+    if path is not None:
+        return Path(path)
+    if Path(name).is_dir():
+        raise CheckpointError(f"{name} is not a model folder: it has no {filename}.") from cause
+    raise CheckpointError(
+        f"No model at {name!r}: it is not a folder here, and the hub did not give {filename}.",
+        "Check the name, or download the model elsewhere and pass its folder.",
+    ) from cause
 
 
 def _read_config(name: str, revision: str | None) -> dict[str, Any]:

@@ -86,6 +86,13 @@ class Memory:
         self.version += 1
         self.read_cache = None
 
+    def short_term_only(self) -> Memory:
+        """A view for reading that shares this short-term memory and has no long-term memory."""
+        view = Memory.__new__(Memory)
+        view.__dict__.update(self.__dict__)
+        view.long_term, view.read_cache, view.last_retrieval = [], None, []
+        return view
+
     def context(self, row: int) -> torch.Tensor:
         """The newest K tokens that the next write reads, [L, <= K, d]."""
         return self.short_term.newest(row, self.config.memory_tokens_per_write)
