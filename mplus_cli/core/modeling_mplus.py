@@ -10,7 +10,7 @@ Token ids never contain a beginning-of-text token: every layer has its own (`bos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mplus_cli.core.loading import load_checkpoint, save_initial_memory
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.prefix import MemoryPrefix, Prefix, TokenPrefix
 from mplus_cli.core.retriever import Retriever
+from mplus_cli.core.writing import write_groups, write_pass
 from mplus_cli.errors import UsageError
 
 Hook = Callable[[int, torch.Tensor], torch.Tensor]  # (layer index, rows [B, n, d]) -> rows
@@ -172,36 +173,11 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids.shape[0] != batch:
             raise UsageError(f"{input_ids.shape[0]} rows of text for a memory of {batch} rows.")
         keys = self.memory_keys if self.config.has_long_term_memory else None
-        for rows, ids, context, mask in self._write_groups(input_ids, memory, attention_mask):
-            delta = self.write(ids, context, mask)
+        for rows, ids, context, mask in write_groups(input_ids, memory, attention_mask):
+            delta = self.write(ids.to(self.device), context, mask)
             for row, tokens in zip(rows, delta, strict=True):
                 note = None if notes is None else notes[row]
                 memory.append(row, tokens, keys, note, None if dropped_ranks is None else dropped_ranks[row])
-
-    def _write_groups(
-        self, input_ids: torch.Tensor, memory: Memory, attention_mask: torch.Tensor | None
-    ) -> Iterator[tuple]:
-        """Rows that can share one pass: equal context, and equal length or at least K tokens each."""
-        size = self.config.memory_tokens_per_write
-        width = input_ids.shape[1]
-        lengths = [width] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
-        if min(lengths) == 0:
-            raise UsageError("A row of text is empty.", "Inject at least one token per row.")
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, length in enumerate(lengths):
-            context = min(size, memory.short_term.fill[row])
-            groups.setdefault((context, size if length >= size else length), []).append(row)
-        for (context, _), rows in groups.items():
-            longest = max(lengths[row] for row in rows)
-            padded = any(lengths[row] != longest for row in rows)
-            ids = input_ids[rows, width - longest :].to(self.device)
-            mask = (
-                attention_mask[rows, width - longest :].to(self.device)
-                if attention_mask is not None and padded
-                else None
-            )
-            held = torch.stack([memory.context(row) for row in rows]) if context else None
-            yield rows, ids, held, mask
 
     def write(
         self,
@@ -210,39 +186,9 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         adapter: Adapter = WRITE,
     ) -> torch.Tensor:
-        """The write pass: read a chunk after the newest memory tokens, make new ones (MemoryLLM section 3.1, A.1).
-
-        Differentiable; changes no memory. Computes no logits and keeps no cache.
-
-        Args:
-            input_ids: [B, n], left-padded. With padding every row must hold at least K tokens.
-            context: [B, L, p, d], the newest memory tokens (p <= K), or None.
-
-        Returns:
-            Memory tokens [B, L, min(K, p + n), d].
-        """
+        """The write pass: memory tokens [B, L, K, d] of a chunk [B, n]; changes no memory. See `writing.write_pass`."""
         self.adapters.use(adapter)
-        batch, length = input_ids.shape
-        held = 0 if context is None else context.shape[2]
-        made = min(self.config.memory_tokens_per_write, held + length)
-        carried = max(0, made - length)  # newest memory rows that are rewritten, because the text is shorter than K
-        kept = None if context is None or held == carried else context[:, :, : held - carried]
-        prefix = TokenPrefix(self, batch, kept)
-        made_by_layer: list[torch.Tensor] = []
-
-        def enter(index: int, hidden: torch.Tensor) -> torch.Tensor:
-            if context is not None and carried:
-                hidden = torch.cat([context[:, index, held - carried :].to(hidden.dtype), hidden], dim=1)
-            tail = hidden[:, -made:] + self.new_memory_positional_emb
-            return torch.cat([hidden[:, :-made], tail], dim=1) if hidden.shape[1] > made else tail
-
-        def leave(index: int, hidden: torch.Tensor) -> torch.Tensor:
-            made_by_layer.append(hidden[:, -made:])
-            return hidden[:, -length:]
-
-        cache = MemoryCache()
-        self.run_layers(self.model.embed_tokens(input_ids), prefix, cache, attention_mask, carried, enter, leave)
-        return torch.stack(made_by_layer, dim=1)
+        return write_pass(self, input_ids, context, attention_mask)
 
     # -- the layer loop --
 
