@@ -1,0 +1,102 @@
+"""Where a model runs and in which number format, chosen with a reason that can be shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mplus_cli.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT = {
+    "fp32": "float32",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and dtype, and why these."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+
+
+def choose_placement(device: str | None = None, dtype: str | None = None, weight_count: int = 0) -> Placement:
+    """Choose device and dtype; what the user names is taken or refused, never replaced.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`, `mps`; None for the best there is.
+        dtype: a name of `DTYPES` or a common short form; None for what suits the device.
+        weight_count: parameters of the model, 0 if unknown: float32 is not chosen where they would not fit.
+
+    Raises:
+        UsageError: an unknown name, or a device that is not there.
+    """
+    chosen, why = _device(device)
+    if dtype is not None:
+        name = _SHORT.get(dtype.lower(), dtype.lower().removeprefix("torch."))
+        if name not in DTYPES:
+            raise UsageError(f"unknown --dtype {dtype!r}", hint=f"one of: {', '.join(DTYPES)}")
+        return Placement(chosen, DTYPES[name], f"{why}; dtype as given")
+    if chosen.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Placement(chosen, torch.bfloat16, f"{why}; the GPU computes bfloat16")
+        return Placement(chosen, torch.float32, f"{why}; the GPU has no bfloat16")
+    memory = host_memory()
+    if memory and weight_count * 4 > memory * 0.6:
+        return Placement(chosen, torch.bfloat16, f"{why}; in float32 the weights would take most of its memory")
+    return Placement(chosen, torch.float32, f"{why}; float32 is exact")
+
+
+def _device(name: str | None) -> tuple[torch.device, str]:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0), f"GPU {torch.cuda.get_device_name(0)}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU"
+        return torch.device("cpu"), "no GPU found"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown --device {name!r}", hint="one of: cpu, cuda, cuda:N, mps")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no NVIDIA GPU"
+            raise UsageError(f"--device {name}: {why}", hint="--device cpu works everywhere")
+        if device.index is not None and device.index >= count:
+            raise UsageError(f"--device {name}: there are only {count} GPUs", hint=f"--device cuda:{count - 1}")
+        device = torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: torch finds no Apple GPU", hint="--device cpu works everywhere")
+    return device, "device as asked"
+
+
+def host_memory() -> int:
+    """Bytes of main memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0

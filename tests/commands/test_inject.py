@@ -1,0 +1,157 @@
+"""`mplus inject`: summaries, refusals, and interruption of a real process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from mplus_cli.inference.locate import last_state
+from tests.commands.helpers import process
+from tests.fixtures import book
+
+
+def test_summary(mplus, tmp_path, book_file, model_folder):
+    code, out, err = mplus("inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder)
+    assert code == 0
+    assert "injected 1,750 tokens in 28 chunks" in out and str(book_file) in out
+    assert "32 of 32 short-term, 80 of 80 long-term" in out
+    assert f"model {model_folder} on cpu, float32" in err
+    assert "hint: " not in err and f'mplus ask "..." --state {tmp_path}/m.pt' in err
+
+
+def test_json(mplus, tmp_path, book_file, model_folder):
+    code, out, err = mplus("inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["tokens"] == len(book(20).encode())
+    assert document["chunks"] == -(-document["tokens"] // 64)
+    assert document["injected"] == [str(book_file)]
+    assert (document["short_term"], document["long_term"]) == (32, 80)
+    assert document["file_size"] == (tmp_path / "m.pt").stat().st_size
+
+
+def test_the_state_is_remembered(state):
+    assert last_state() == state
+
+
+def test_a_second_time_there_is_nothing_to_do(mplus, state, book_file):
+    size = state.stat().st_size
+    code, out, err = mplus("inject", book_file, "--state", state)
+    assert code == 0
+    assert "nothing to inject" in out
+    assert "--again" in err
+    assert state.stat().st_size == size
+
+
+def test_continuing_names_no_model(mplus, state, tmp_path):
+    (tmp_path / "more.txt").write_text("One more page about the miller.\n" * 5)
+    code, out, _ = mplus("inject", tmp_path / "more.txt", "--state", state)
+    assert code == 0 and "more.txt" in out
+
+
+def test_fresh_starts_over_with_the_bundled_or_named_model(mplus, state, tmp_path, model_folder):
+    (tmp_path / "more.txt").write_text("One more page about the miller.\n" * 5)
+    arguments = ["inject", tmp_path / "more.txt", "--state", state, "--model", model_folder, "--fresh", "--json"]
+    code, out, _ = mplus(*arguments)
+    assert code == 0
+    assert json.loads(out)["long_term"] == 0
+
+
+def test_stdin(mplus, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"A page from a pipe about the miller of Vorn.")))
+    code, out, _ = mplus("inject", "-", "--state", tmp_path / "m.pt", "--model", model_folder)
+    assert code == 0 and "from stdin" in out
+
+
+def test_another_model_is_refused(mplus, state, tmp_path, other_model_folder):
+    before = state.read_bytes()
+    (tmp_path / "more.txt").write_text("One more page.\n" * 9)
+    code, out, err = mplus("inject", tmp_path / "more.txt", "--state", state, "--model", other_model_folder)
+    assert (code, out) == (2, "")
+    assert "model" in err
+    assert state.read_bytes() == before
+
+
+def test_same_seed_same_memory_other_seed_other_memory(mplus, tmp_path, book_file, model_folder):
+    tokens = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        path = tmp_path / f"{name}.pt"
+        assert mplus("inject", book_file, "--state", path, "--model", model_folder, "--seed", seed, "-q")[0] == 0
+        tokens.append(_short_term(path, model_folder))
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
+def _short_term(path, model_folder) -> bytes:
+    from mplus_cli import MemoryState, MPlusForCausalLM
+
+    with MemoryState.open(path) as state:
+        memory = state.load_memory(MPlusForCausalLM.from_pretrained(model_folder))
+        return memory.short_term.ordered(0)[0].numpy().tobytes()
+
+
+def test_a_model_that_is_not_there(mplus, tmp_path, book_file):
+    code, out, err = mplus("inject", book_file, "--state", tmp_path / "m.pt", "--model", "nobody/nothing")
+    assert (code, out) == (2, "")
+    assert "nobody/nothing" in err and "folder" in err
+    assert not (tmp_path / "m.pt").exists()
+
+
+def test_a_folder_without_a_model(mplus, tmp_path, book_file):
+    code, _, err = mplus("inject", book_file, "--state", tmp_path / "m.pt", "--model", tmp_path)
+    assert code == 2 and "config.json" in err
+
+
+@pytest.mark.parametrize("name", ["--device", "--dtype"])
+def test_unknown_placement(mplus, tmp_path, book_file, model_folder, name):
+    code, _, err = mplus("inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder, name, "nonsense")
+    assert code == 2 and f"unknown {name} 'nonsense'" in err
+
+
+def test_a_state_that_is_being_written(mplus, state, tmp_path):
+    from mplus_cli import MemoryState
+
+    (tmp_path / "more.txt").write_text("One more page.\n" * 9)
+    with MemoryState.open(state, writable=True):
+        code, _, err = mplus("inject", tmp_path / "more.txt", "--state", state)
+    assert code == 2 and "writ" in err
+
+
+@pytest.mark.parametrize("content", [b"not a memory file", b"\x80\x04\x95pickle", b""])
+def test_a_corrupt_state_is_refused_and_left_alone(mplus, tmp_path, book_file, content):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    code, out, err = mplus("inject", book_file, "--state", path)
+    assert (code, out) == (2, "")
+    assert "bad.pt" in err
+    assert path.read_bytes() == content
+
+
+def test_ctrl_c_commits_says_how_to_go_on_and_the_same_command_goes_on(tmp_path, model_folder):
+    text = tmp_path / "long.txt"
+    text.write_text(book(3000))
+    path = tmp_path / "m.pt"
+    arguments = ["inject", text, "--state", path, "--model", model_folder]
+    running = process(arguments)
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert "are safe in" in err and "the same command continues" in err and "Traceback" not in err
+
+    short = tmp_path / "short.txt"
+    short.write_text("another text\n" * 9)
+    from mplus_cli import MemoryState
+
+    with MemoryState.open(path) as state:
+        job = state.job
+    assert job["chunk"] > 0 and not job["done"]
+    assert not os.path.exists(f"{path}.new")

@@ -1,0 +1,73 @@
+"""Choosing a device and a dtype: what is asked for is taken or refused, and the choice comes with its reason."""
+
+import pytest
+import torch
+
+from mplus_cli.errors import UsageError
+from mplus_cli.inference import devices
+from mplus_cli.inference.devices import choose_placement
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H9")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+
+def test_default_without_gpu(no_gpu):
+    placement = choose_placement()
+    assert (placement.device.type, placement.dtype) == ("cpu", torch.float32)
+    assert str(placement) == "cpu, float32 (no GPU found; float32 is exact)"
+
+
+def test_default_with_gpu(two_gpus):
+    placement = choose_placement()
+    assert (placement.device, placement.dtype) == (torch.device("cuda", 0), torch.bfloat16)
+    assert "H9" in placement.reason
+
+
+def test_large_models_do_not_get_float32_on_a_small_machine(no_gpu, monkeypatch):
+    monkeypatch.setattr(devices, "host_memory", lambda: 32 << 30)
+    assert choose_placement(weight_count=8_000_000_000).dtype == torch.bfloat16
+    assert choose_placement(weight_count=1_000_000_000).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16), ("torch.float32", torch.float32)]
+)
+def test_dtype_as_asked(no_gpu, name, dtype):
+    assert choose_placement("cpu", name).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [
+        ("gpu", None, "unknown --device 'gpu'"),
+        ("meta", None, "unknown --device 'meta'"),
+        ("cpu", "int8", "unknown --dtype 'int8'"),
+        ("cuda", None, "--device cuda: "),
+        ("mps", None, "no Apple GPU"),
+    ],
+)
+def test_refusals(no_gpu, device, dtype, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        choose_placement(device, dtype)
+    assert caught.value.hint
+
+
+def test_gpu_number_out_of_range(two_gpus):
+    assert choose_placement("cuda:1").device == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="only 2 GPUs"):
+        choose_placement("cuda:2")
+
+
+def test_resident_memory_is_plausible():
+    assert devices.resident_memory() == 0 or devices.resident_memory() > 10_000_000

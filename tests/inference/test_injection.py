@@ -1,0 +1,188 @@
+"""Injection: all text once, committed as it goes, resumed where it stopped, equal to an uninterrupted run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+
+import pytest
+import torch
+
+from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.data.chunking import chunks
+from mplus_cli.data.sources import Source
+from mplus_cli.inference import injection
+from mplus_cli.inference.injection import Injection, stop_request
+from tests.fixtures import book
+
+
+def source(text: str, name: str = "book.txt") -> Source:
+    return Source(name, hashlib.sha256(text.encode()).hexdigest(), text)
+
+
+BOOK, SEQUEL = source(book(30)), source(book(12)[::-1], "sequel.txt")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "memory.pt"
+
+
+@pytest.fixture
+def commit_every_chunk(monkeypatch):
+    monkeypatch.setattr(injection, "COMMIT_SECONDS", -1.0)
+
+
+def run(model, tokenizer, path, sources, stop_after: int | None = None, **options):
+    """Inject into the state at `path` (made if missing); returns the report. `stop_after` chunks it is interrupted."""
+
+    def progress(step):
+        if step.chunks == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if path.exists():
+        state = MemoryState.open(path, writable=True)
+        memory = state.load_memory(model)
+    else:
+        memory = model.new_memory(seed=5)
+        state = MemoryState.create(path, model, memory)
+    with state:
+        return Injection(model, tokenizer, memory, state, sources, on_progress=progress, **options).run()
+
+
+def content(model, path):
+    """Short- and long-term memory of a state file, oldest first."""
+    with MemoryState.open(path) as state:
+        memory = state.load_memory(model)
+        values, created = memory.short_term.ordered(0)
+        stores = memory.long_term[0].layers
+        long = [store.take(layer, store.all_positions()) for layer, store in enumerate(stores)]
+        return [values, created, *(tensor for pair in long for tensor in pair)]
+
+
+def notes(path):
+    with MemoryState.open(path) as state:
+        made_by = state.provenance([8 * write for write in range(state.summary()["writes"])])
+        return [{key: value for key, value in note.items() if key != "time"} for note in made_by]
+
+
+def test_everything_is_injected_once_with_its_provenance(model, tokenizer, path):
+    report = run(model, tokenizer, path, [BOOK, SEQUEL])
+    expected = [(s.name, c.start, c.end, len(c.ids)) for s in (BOOK, SEQUEL) for c in chunks(s.text, tokenizer, 64)]
+    assert [(n["source"], n["start"], n["end"], n["tokens"]) for n in notes(path)] == expected
+    assert report.chunks == len(expected)
+    assert report.tokens == sum(tokens for *_, tokens in expected)
+    assert report.injected == ["book.txt", "sequel.txt"]
+    assert not report.interrupted
+
+
+def test_memory_is_what_the_chunks_written_one_by_one_give(model, tokenizer, path):
+    run(model, tokenizer, path, [BOOK])
+    memory = model.new_memory(seed=5)
+    for chunk in chunks(BOOK.text, tokenizer, 64):
+        model.inject(torch.tensor([chunk.ids]), memory)
+    values, created = memory.short_term.ordered(0)
+    held = content(model, path)
+    assert torch.equal(held[0], values) and torch.equal(held[1], created)
+
+
+@pytest.mark.parametrize("stops", [[1], [7, 3], [20, 1, 1]])
+def test_interrupted_and_resumed_equals_uninterrupted(model, tokenizer, path, tmp_path, stops):
+    for stop in stops:
+        assert run(model, tokenizer, path, [BOOK, SEQUEL], stop_after=stop).interrupted
+    report = run(model, tokenizer, path, [BOOK, SEQUEL])
+    assert not report.interrupted
+    whole = tmp_path / "whole.pt"
+    total = run(model, tokenizer, whole, [BOOK, SEQUEL])
+    assert report.chunks == total.chunks - sum(stops)
+    assert notes(path) == notes(whole)
+    for one, other in zip(content(model, path), content(model, whole), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_interrupted_in_the_second_source(model, tokenizer, path):
+    first = len(list(chunks(BOOK.text, tokenizer, 64)))
+    assert run(model, tokenizer, path, [BOOK, SEQUEL], stop_after=first + 2).interrupted
+    report = run(model, tokenizer, path, [BOOK, SEQUEL])
+    assert (report.injected, report.skipped, report.resumed) == (["sequel.txt"], [], 2)
+
+
+def test_work_that_was_not_committed_is_done_again(model, tokenizer, path, commit_every_chunk, monkeypatch):
+    """A crash between two commits: the state as of the last one is what resuming starts from."""
+    calls = 0
+    commit = MemoryState.commit
+
+    def dying(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("power cut")
+        return commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryState, "commit", dying)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(model, tokenizer, path, [BOOK])
+    monkeypatch.setattr(MemoryState, "commit", commit)
+    report = run(model, tokenizer, path, [BOOK])
+    assert report.resumed == 3
+    assert len(notes(path)) == len(list(chunks(BOOK.text, tokenizer, 64)))
+
+
+def test_what_is_in_memory_is_skipped_unless_again(model, tokenizer, path):
+    run(model, tokenizer, path, [BOOK])
+    writes = len(notes(path))
+    report = run(model, tokenizer, path, [BOOK, SEQUEL])
+    assert (report.skipped, report.injected) == (["book.txt"], ["sequel.txt"])
+    assert run(model, tokenizer, path, [BOOK, SEQUEL]).chunks == 0
+    assert run(model, tokenizer, path, [BOOK], again=True).chunks == writes
+
+
+def test_a_text_given_twice_is_injected_once(model, tokenizer, path):
+    report = run(model, tokenizer, path, [BOOK, source(BOOK.text, "copy.txt")])
+    assert (report.injected, report.skipped) == (["book.txt"], ["copy.txt"])
+
+
+def test_a_part_in_memory_is_not_the_whole(model, tokenizer, path):
+    run(model, tokenizer, path, [BOOK, SEQUEL], stop_after=3)
+    report = run(model, tokenizer, path, [SEQUEL, BOOK])  # another order: another job
+    assert (report.skipped, report.resumed) == ([], 0)
+    assert report.injected == ["sequel.txt", "book.txt"]
+
+
+def test_another_chunk_size_is_another_job(model, tokenizer, path):
+    run(model, tokenizer, path, [BOOK], stop_after=3)
+    report = run(model, tokenizer, path, [BOOK], chunk_size=32)
+    assert report.resumed == 0
+
+
+def test_commits_come_with_time_and_bytes_not_with_every_chunk(model, tokenizer, path, tmp_path, monkeypatch):
+    assert run(model, tokenizer, path, [SEQUEL]).commits <= 3
+    monkeypatch.setattr(injection, "COMMIT_BYTES", 0)
+    report = run(model, tokenizer, tmp_path / "bytes.pt", [SEQUEL])
+    assert report.commits >= report.chunks
+
+
+def test_without_a_state_the_memory_alone_changes(model, tokenizer):
+    memory = model.new_memory()
+    report = Injection(model, tokenizer, memory, None, [SEQUEL]).run()
+    assert memory.created_total[0] == 8 * report.chunks
+
+
+def test_progress_reaches_the_end_and_never_goes_back(model, tokenizer, path):
+    steps = []
+    memory = model.new_memory()
+    Injection(model, tokenizer, memory, None, [BOOK, SEQUEL], on_progress=steps.append).run()
+    done = [step.chars_done for step in steps]
+    assert done == sorted(done)
+    assert steps[-1].chars_done == steps[-1].chars_total == len(BOOK.text) + len(SEQUEL.text)
+    assert steps[-1].short_term == 32 and steps[-1].long_term == 80
+
+
+def test_a_second_interrupt_is_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_request() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,100 @@
+"""Results on stdout, everything else on stderr, in every mode."""
+
+import io
+import json
+
+import pytest
+
+from mplus_cli import console
+from mplus_cli.console import LineReader, Output, Progress, duration, size, table
+from mplus_cli.errors import UsageError
+
+
+def speak(output: Output) -> None:
+    output.info("info")
+    output.hint("hint")
+    output.warn("trouble")
+    output.stream("ans")
+    output.result("text", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("mode", "out", "err"),
+    [
+        ({}, "anstext\n", "info\nhint\nwarning: trouble\n"),
+        ({"quiet": True}, "anstext\n", "warning: trouble\n"),
+        ({"json": True}, '{\n  "a": 1\n}\n', "warning: trouble\n"),
+    ],
+)
+def test_modes(capsys, mode, out, err):
+    speak(Output(**mode))
+    assert capsys.readouterr() == (out, err)
+
+
+def test_errors_carry_their_hint(capsys):
+    Output(quiet=True).error(UsageError("bad", hint="do this"))
+    assert capsys.readouterr() == ("", "error: bad\nhint: do this\n")
+
+
+def test_errors_are_json_lines_in_json_mode(capsys):
+    Output(json=True).error(UsageError("bad\nworse", hint=None))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err) == {"error": "bad\nworse", "hint": None, "exit_code": 2}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_progress_starts_after_two_seconds_and_counts_from_where_it_began(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    with Progress("injecting", 1000) as progress:
+        progress.update(500)  # resumed at half
+        assert capsys.readouterr().err == ""
+        clock.now += 10
+        progress.update(600, "7 tokens/s")
+        assert capsys.readouterr().err == "injecting: 60% 7 tokens/s, 40 s left\n"
+        clock.now += 1
+        progress.update(610)
+        assert capsys.readouterr().err == ""
+
+
+def test_quiet_has_no_progress(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    monkeypatch.setattr(console.output, "quiet", True)
+    with Progress("injecting", 10) as progress:
+        progress.update(0)
+        clock.now += 60
+        progress.update(5)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4167, "0.42 s"), (12.3, "12 s"), (185, "3 min 05 s"), (7_800, "2 h 10 min")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (3_140_000, "3.1 MB"), (5e12, "5000.0 GB")])
+def test_size(count, text):
+    assert size(count) == text
+
+
+def test_table():
+    assert table(["name", "n"], [["a", "1"], ["long", "22"]]) == "name   n\na      1\nlong  22"
+
+
+def test_piped_lines_have_no_prompt(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n  two \n"))
+    with LineReader("> ", tmp_path / "history") as reader:
+        assert list(reader) == ["one", "two"]
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / "history").exists()
