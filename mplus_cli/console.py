@@ -53,6 +53,11 @@ class Output:
         if not self.quiet and not self.json:
             self._line(text, None)
 
+    def aside(self, text: str) -> None:
+        """Something the user asked for that is not the result itself, on stderr."""
+        if not self.json:
+            self._line(text, None)
+
     def hint(self, text: str) -> None:
         """What the user may want to type next, on stderr."""
         if not self.quiet and not self.json:

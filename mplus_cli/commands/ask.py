@@ -66,15 +66,16 @@ def ask(
             converse(session, explain=explain, show_prompt=show_prompt)
             return
         if show_prompt:
-            output.info(session.prompt(question))
+            output.aside(session.prompt(question))
         answer = session.ask(question, output.stream)
         passages = session.explain() if explain else None
-        render(answer, passages)
+        render(question, answer, passages)
 
 
-def render(answer: Answer, passages: list[Passage] | None) -> None:
+def render(question: str, answer: Answer, passages: list[Passage] | None) -> None:
     """Finish a streamed answer: end its line, and say where it came from."""
-    document: dict[str, Any] = asdict(answer)
+    details = asdict(answer)
+    document: dict[str, Any] = {"question": question.strip(), "answer": details.pop("text"), **details}
     if passages is not None:
         document["passages"] = [asdict(passage) for passage in passages]
     if output.json:
@@ -82,20 +83,27 @@ def render(answer: Answer, passages: list[Passage] | None) -> None:
         return
     output.stream("\n")
     if passages is not None:
-        output.info(_passages(passages))
+        output.aside(_passages(passages, answer.text))
     output.debug(
         f"{answer.prompt_tokens} prompt tokens, first token after {duration(answer.first_token_seconds)}, "
         f"{answer.answer_tokens} answer tokens in {duration(answer.seconds)}, stopped by {answer.stop}"
     )
 
 
-def _passages(passages: list[Passage]) -> str:
+def _passages(passages: list[Passage], answer: str) -> str:
     if not passages:
         return "no long-term memory was retrieved for this answer"
     lines = []
     for passage in passages:
         place = f"{passage.source}, characters {passage.start:,} to {passage.end:,}"
         lines.append(f"{passage.share:4.0%}  {place}  ({passage.age:,} memory tokens ago, {passage.layers} layers)")
-        text = " ".join(passage.text.split()) if passage.text else "(the source file is gone or has changed)"
-        lines.append(f"      {text[:300]}{'...' if len(text) > 300 else ''}")
+        lines.append("      " + (_excerpt(passage.text, answer) if passage.text else "(source file gone or changed)"))
     return "\n".join(lines)
+
+
+def _excerpt(text: str, answer: str, length: int = 300) -> str:
+    """A line of the passage: around the answer if it stands there, else its beginning."""
+    line = " ".join(text.split())
+    found = line.casefold().find(answer.casefold().strip(" .")) if answer else -1
+    start = min(max(found - length // 2, 0), max(len(line) - length, 0))
+    return ("..." if start else "") + line[start : start + length] + ("..." if start + length < len(line) else "")

@@ -49,9 +49,9 @@ def converse(session: Session, explain: bool = False, show_prompt: bool = False)
 
 def _question(session: Session, line: str, explain: bool, show_prompt: bool) -> None:
     if show_prompt:
-        output.info(session.prompt(line))
+        output.aside(session.prompt(line))
     answer = session.ask(line, output.stream)
-    render(answer, session.explain() if explain else None)
+    render(line, answer, session.explain() if explain else None)
 
 
 def _command(session: Session, line: str) -> None:
@@ -64,11 +64,11 @@ def _command(session: Session, line: str) -> None:
     elif name == "/save":
         output.info(f"saved {session.save():,} chunks to {session.path}")
     elif name == "/memory":
-        output.info(render_summary(session.state.summary(), session.state.sources()))
+        output.aside(render_summary(session.state.summary(), session.state.sources()))
         if session.unsaved:
-            output.info(f"and {session.unsaved:,} chunks of this session that are not saved")
+            output.aside(f"and {session.unsaved:,} chunks of this session that are not saved")
     elif name == "/help":
-        output.info(HELP)
+        output.aside(HELP)
     else:
         raise UsageError(f"unknown command {name}", hint="/help lists the commands")
 

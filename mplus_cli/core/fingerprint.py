@@ -9,7 +9,36 @@ import torch
 from transformers import PreTrainedModel
 
 SAMPLE = 1024  # elements per tensor
-_VOLATILE = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "_attn_implementation"}
+# What decides the computation. Whole Hugging Face configurations differ between library versions.
+_MEMORY_FIELDS = [
+    "memory_tokens_per_write",
+    "short_term_size",
+    "long_term_capacity",
+    "retrieval_budget",
+    "retriever_size",
+    "retriever_layers",
+    "retriever_score",
+    "eviction",
+    "fill_rule",
+    "merge_every",
+    "initial_recall_frequency",
+    "recall_decay",
+    "lora",
+    "rope_frequency_dtype",
+]
+_TEXT_FIELDS = [
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+]
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, str]:
@@ -18,15 +47,16 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, str]:
     Up to 1,024 evenly spaced elements of every tensor are taken, in bfloat16, so that the value does not depend on
     dtype or device of loading and an 8B model is done in well under a second.
     """
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
-    config["text_config"] = {k: v for k, v in config["text_config"].items() if k not in _VOLATILE}
+    config, text = model.config, model.config.text_config
+    fields = {name: getattr(config, name) for name in _MEMORY_FIELDS}
+    fields |= {f"text.{name}": getattr(text, name, None) for name in _TEXT_FIELDS}
     weights = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].to(torch.bfloat16).cpu()
         weights.update(f"{key}{tuple(tensor.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
     return {
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest(),
         "weights_sha256": weights.hexdigest(),
         "name": str(model.name_or_path or ""),
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mplus_cli.core import published_layout
@@ -43,6 +44,8 @@ def load_checkpoint(
         stays = ("created", "recall_frequency")
         model.initial_memory = {k: v if k.endswith(stays) else v.to(dtype) for k, v in initial.items()}
     model.name_or_path = name
+    with suppress(OSError):  # optional; chat checkpoints name further end tokens there
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
     return model.eval()
 
 

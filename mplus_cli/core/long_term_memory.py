@@ -36,12 +36,14 @@ class BlockList:
             number, at = divmod(self.end, BLOCK)
             count = min(len(rows) - done, BLOCK - at)
             if number not in self._blocks:
-                self._blocks[number] = torch.empty(
-                    BLOCK, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin
-                )
+                self._blocks[number] = self._new_block()
             self._blocks[number][at : at + count] = rows[done : done + count]
             self.end += count
             done += count
+
+    @torch.inference_mode(False)  # a block made in inference mode could not be appended to outside of it
+    def _new_block(self) -> torch.Tensor:
+        return torch.empty(BLOCK, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """Rows at absolute positions. index: int64 [k] on the CPU -> [k, *shape]."""
@@ -55,7 +57,7 @@ class BlockList:
 
     def views(self) -> Iterator[torch.Tensor]:
         """The live rows, block by block, in order, without a copy."""
-        for n in range(self.start // BLOCK, -(-self.end // BLOCK)):
+        for n in range(self.start // BLOCK, -(-self.end // BLOCK) if self.start < self.end else 0):
             yield self._blocks[n][max(self.start - n * BLOCK, 0) : min(self.end - n * BLOCK, BLOCK)]
 
     def drop_before(self, position: int) -> None:
@@ -63,6 +65,8 @@ class BlockList:
         for n in range(self.start // BLOCK, position // BLOCK):
             self._blocks.pop(n, None)
         self.start = max(self.start, position)
+        if self.start == self.end:
+            self._blocks.clear()
 
     def skip(self, count: int) -> None:
         """Count `count` rows as appended that are kept elsewhere."""

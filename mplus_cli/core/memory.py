@@ -42,6 +42,7 @@ class Memory:
     `created_total - 1 - created`. Nothing is ever renumbered.
     """
 
+    @torch.inference_mode(False)  # a memory outlives the mode it was made in
     def __init__(
         self,
         config: MPlusConfig,

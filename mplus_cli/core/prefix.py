@@ -97,7 +97,8 @@ class MemoryPrefix:
     def attach(self, cache: MemoryCache) -> None:
         """Take over the memory's buffers if they are still true; the cache that had them becomes void."""
         before = self.memory.read_cache
-        source = (self.memory.version, *self.model.key_value_version())
+        # Buffers made in inference mode cannot be written outside of it.
+        source = (self.memory.version, torch.is_inference_mode_enabled(), *self.model.key_value_version())
         if not self.reuse:
             cache.layers = [PrefixLayer() for _ in self.model.model.layers]
             return

@@ -148,8 +148,21 @@ def convert_memory(tensors: dict[str, torch.Tensor], config: MPlusConfig) -> dic
         for ours, theirs in kinds.items():
             stacked = torch.stack([tensors[f"{theirs}.{layer}"] for layer in range(layers)])
             if ours == "created":
-                stacked = -1 - stacked.float().round().long()
+                stacked = _created(stacked, count)
             out[f"long_term.{ours}"] = stacked.float() if ours == "recall_frequency" else stacked
         config.initial_long_term_size = out["long_term.created"].shape[1]
     config.initial_short_term_size = count
     return out
+
+
+def _created(ages: torch.Tensor, short_term: int) -> torch.Tensor:
+    """Creation indices of long-term tokens from ages [L, m]: -1 - age, unique, and before all of short-term memory.
+
+    Ages saved in bfloat16 tie above 256, and the released code starts short-term ages at 0 after loading; where either
+    makes two tokens of a layer the same, their order alone is kept.
+    """
+    created = -1 - ages.float().round().long()
+    unique = all(len(row.unique()) == len(row) for row in created)
+    if unique and (created.numel() == 0 or int(created.max()) < -short_term):
+        return created
+    return created.argsort(dim=-1, stable=True).argsort(dim=-1) - created.shape[1] - short_term

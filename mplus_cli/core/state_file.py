@@ -5,9 +5,9 @@
     offset 8192   frame 1 (the state it began with), frame 2 (commit 1), frame 3 (commit 2), ...
 
 A slot, little-endian: magic `\\x89MPLUS\\r\\n`, uint32 format version, uint32 slot size (4096), uint64 sequence
-number of the last committed frame, uint64 committed length of the file, uint32 CRC-32 chained over the headers of all
-committed frames, zeros, and in its last four bytes the CRC-32 of everything before them. Both slots hold sequence
-number 1 in a new file; afterwards frame n is committed by slot n % 2.
+number of the last committed frame, uint64 committed length of the file, uint32 CRC-32 chained over the headers (their
+first 60 bytes) of all committed frames, zeros, and in its last four bytes the CRC-32 of everything before them. Both
+slots hold sequence number 1 in a new file; afterwards frame n is committed by slot n % 2.
 
 A commit appends a frame, syncs it, and only then overwrites the older slot, so at any moment a killed process or a
 power failure leaves the state as of one commit or the next. Bytes behind the committed length are what a killed
@@ -142,7 +142,7 @@ class StateFile:
         if version > FORMAT_VERSION:
             raise StateError(
                 f"{self.path} has state format {version}; this program knows formats up to {FORMAT_VERSION}.",
-                "Update it: pip install --upgrade mplus-cli",
+                "Update it: pip install --upgrade mplus",
             )
         if not valid:
             raise self._foreign(slots)
@@ -195,7 +195,8 @@ class StateFile:
         self.tip = self._tip_after(frame)
 
     def _tip_after(self, frame: Frame) -> Slot:
-        return Slot(frame.sequence, frame.end, crc32(frame.header, self.tip.chain))
+        # Without its last four bytes: over data and its own CRC-32 together every CRC-32 is the same.
+        return Slot(frame.sequence, frame.end, crc32(frame.header[:-4], self.tip.chain))
 
     # -- refusing ------------------------------------------------------------------------------------------------------
 

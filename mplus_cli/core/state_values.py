@@ -37,13 +37,12 @@ class ValueMap:
         # One entry per frame that has values: its first creation index, tokens per layer, first row, file offset.
         self._first, self._count = Growing(np.int64), Growing(np.int64)
         self._row, self._at = Growing(np.int64), Growing(np.int64)
-        for frame in file.frames:
-            self._add(frame)
+        self._add(file.frames)
         self._map()
 
     def extend(self, frame: Frame) -> None:
         """Take in a frame that was just committed."""
-        self._add(frame)
+        self._add([frame])
         self._map()
 
     def rows(self, layer: int, created: np.ndarray) -> np.ndarray:
@@ -123,17 +122,21 @@ class ValueMap:
             self._mapping.madvise(mmap.MADV_DONTNEED)
         return out
 
-    def _add(self, frame: Frame) -> None:
-        if frame.values is None:
-            return
-        crcs = frame.index["value_crc32"].reshape(-1)
-        is_base = not len(self._row.view)
-        self._first.extend([np.iinfo(np.int64).min if is_base else int(frame.index["writes"][0, 0])])
-        self._count.extend([0 if is_base else frame.values.shape[1]])
-        self._row.extend([len(self._crcs.view)])
-        self._at.extend([frame.values_at])
-        self._crcs.extend(crcs)
-        self._checked.extend(np.zeros(len(crcs), bool))
+    def _add(self, frames: list[Frame]) -> None:
+        entries, crcs, rows = [], [np.empty(0, np.uint32)], self.total
+        for frame in frames:
+            if frame.values is None:
+                continue
+            is_base = frame.kind == "base"
+            first = np.iinfo(np.int64).min if is_base else int(frame.index["writes"][0, 0])
+            entries.append((first, 0 if is_base else frame.values.shape[1], rows, frame.values_at))
+            crcs.append(frame.index["value_crc32"].reshape(-1))
+            rows += crcs[-1].size
+        columns = np.array(entries, np.int64).reshape(-1, 4).T
+        for column, new in zip((self._first, self._count, self._row, self._at), columns, strict=True):
+            column.extend(new)
+        self._crcs.extend(np.concatenate(crcs))
+        self._checked.extend(np.zeros(rows - len(self._checked.view), bool))
 
     def _map(self) -> None:
         self._mapping = self._file.map()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 
 from mplus_cli.core.loading import encode
-from mplus_cli.core.long_term_memory import LongTermMemory
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.errors import UsageError
@@ -107,19 +105,6 @@ def answer(
         seconds=time.monotonic() - start,
         retrieved=[len(rows[0].created) for rows in memory.last_retrieval],
     )
-
-
-def without_long_term(memory: Memory) -> Memory:
-    """The same short-term memory with nothing behind it: what `--no-ltm` asks. Shares tensors; do not write to it."""
-    view = copy.copy(memory)
-    held = memory.short_term.values
-    view.long_term = [
-        LongTermMemory(memory.config, memory.num_layers, held.shape[-1], held.dtype, held.device)
-        for _ in memory.long_term
-    ]
-    view.read_cache = None
-    view.last_retrieval = []
-    return view
 
 
 class AnswerStream(BaseStreamer):

@@ -2,7 +2,7 @@
 
 Every read retrieves K_theta long-term memory tokens per layer. Each has a creation index, and the state knows which
 chunk of which source made it. Scores of different layers are not on one scale, so within a layer they become shares of
-what was retrieved (a softmax); a passage's share is the mean over layers of the sum of its tokens' shares.
+what was retrieved; a passage's share is the mean over layers of the sum of its tokens' shares.
 """
 
 from __future__ import annotations
@@ -54,16 +54,24 @@ def explain(
     """
     found: dict[tuple[str, int, int], Found] = {}
     for layer, rows in enumerate(retrieval):
-        created, scores = rows[row].created, rows[row].scores
-        shares = torch.softmax(scores.float(), 0) / len(retrieval)
+        created = rows[row].created
+        shares = _shares(rows[row].scores.float(), memory.config.retriever_score) / len(retrieval)
         notes = _notes(created, memory, state, row)
         for index, share, note in zip(created.tolist(), shares.tolist(), notes, strict=True):
-            if note is not None:  # a checkpoint's own memory comes from no text of the user's
+            if note is not None and note.keys() >= _NOTE:  # a checkpoint's own memory comes from no text of the user's
                 key = (note["sha256"], note["start"], note["end"])
                 found.setdefault(key, Found(note)).add(layer, index, share)
     best = sorted(found.values(), key=lambda one: -one.share)[:most]
     texts = SourceTexts(state.path)
     return [one.passage(memory.created_total[row] - 1, texts.passage(one.note)) for one in best]
+
+
+_NOTE = {"source", "sha256", "start", "end"}
+
+
+def _shares(scores: torch.Tensor, kind: str) -> torch.Tensor:
+    """Each token's part of a layer's retrieval: contrastive scores are logits, the published ones masses."""
+    return scores / scores.sum().clamp(min=1e-9) if kind == "mean_sigmoid" else torch.softmax(scores, 0)
 
 
 @dataclass

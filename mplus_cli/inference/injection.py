@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COMMIT_SECONDS = 2.0
 COMMIT_BYTES = 64_000_000
+COMPACTION_BYTES = 256_000_000  # smaller files are left to `mplus memory compact`
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Injection:
         self.model, self.tokenizer, self.memory, self.state = model, tokenizer, memory, state
         self.sources = list(sources)
         self.chunk_size = chunk_size or model.config.chunk_size
-        self.on_progress = on_progress
+        self.on_progress, self.again = on_progress, again
         self.key = job_key(sources, self.chunk_size, model.fingerprint())
         self.position = self._earlier_position()
         self.skip = set() if again else self._present()
@@ -123,6 +124,7 @@ class Injection:
         )
         self._lengths = [0 if i in self.skip else len(s.text) for i, s in enumerate(self.sources)]
         self._pending_bytes = 0
+        self._compaction_at = COMPACTION_BYTES
         self._start = self._last_commit = time.monotonic()
 
     @property
@@ -156,9 +158,7 @@ class Injection:
 
         In a resumed job only those after its position count: the ones before it are its own work.
         """
-        whole = {
-            (held["sha256"], held["end"]) for held in (self.state.sources() if self.state else []) if held["start"] == 0
-        }
+        whole = {(sha256, end) for sha256, start, end in self._held() if start == 0}
         seen: set[str] = set()
         present = set()
         for index, source in enumerate(self.sources):
@@ -166,6 +166,20 @@ class Injection:
                 present.add(index)
             seen.add(source.sha256)
         return {i for i in present if i > self.position.source} if self.resumes else present
+
+    def partial(self) -> list[str]:
+        """Names of sources that are injected from the start although an earlier injection left a part of them."""
+        begun = {sha256 for sha256, _, _ in self._held()}
+        resumed = self.position.source if self.resumes else -1
+        return [
+            source.name
+            for index, source in enumerate(self.sources)
+            if source.sha256 in begun and index > resumed and index not in self.skip and not self.again
+        ]
+
+    def _held(self) -> list[tuple[str, int | None, int | None]]:
+        """sha256 and characters covered, per source in the state."""
+        return [(held["sha256"], held["start"], held["end"]) for held in (self.state.sources() if self.state else [])]
 
     def _inject_source(self, index: int, source: Source, stopped: Callable[[], bool]) -> bool:
         """True when the whole source is in memory, False when a stop was asked for before its end."""
@@ -211,8 +225,21 @@ class Injection:
         job = {"key": self.key, "source": place.source, "char": place.char, "chunk": place.chunk, "done": done}
         self.state.commit(self.memory, job)
         self._pending_bytes = 0
-        self._last_commit = time.monotonic()
         self.report.commits += 1
+        self._compact_if_grown()
+        self._last_commit = time.monotonic()
+
+    def _compact_if_grown(self) -> None:
+        """Give back space when the file has doubled and most of it is dead: amortised, a cost of what is new.
+
+        Without long-term memory, or beyond its capacity, every write leaves values behind that nothing will read.
+        """
+        if self.state is None or (length := self.state.path.stat().st_size) < self._compaction_at:
+            return
+        if 2 * self.state.dead_bytes > length:
+            self.state.compact()
+            length = self.state.path.stat().st_size
+        self._compaction_at = max(2 * length, COMPACTION_BYTES)
 
     def _show(self, index: int, source: Source) -> None:
         if self.on_progress is None:

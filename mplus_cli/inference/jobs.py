@@ -78,6 +78,8 @@ def _run(path, state, loaded: LoadedModel, memory, sources, options, on_note, on
     )
     if injection.resumes:
         on_note(f"continuing an interrupted injection after {injection.position.chunk:,} chunks")
+    for name in injection.partial():
+        on_note(f"{name} is partly in memory from another, interrupted injection; it goes in from its beginning")
     report = injection.run()
     return InjectionSummary(
         report=report,

@@ -9,7 +9,7 @@ from mplus_cli.core.long_term_memory import Retrieved
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.memory_state import MemoryState
 from mplus_cli.data.sources import Source
-from mplus_cli.inference.answering import Answer, AnswerSettings, answer, without_long_term
+from mplus_cli.inference.answering import Answer, AnswerSettings, answer
 from mplus_cli.inference.explain import Passage, explain
 from mplus_cli.inference.injection import Injection, InjectProgress, InjectReport
 from mplus_cli.inference.models import load_for_state
@@ -58,7 +58,7 @@ class Session:
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer, and keep the turn for chat models."""
-        memory = self.memory if self.long_term else without_long_term(self.memory)
+        memory = self.memory if self.long_term else self.memory.short_term_only()
         loaded = self.loaded
         result = answer(question.strip(), loaded.model, loaded.tokenizer, memory, self.settings, self.history, on_text)
         self.history.append((question.strip(), result.text))

@@ -7,13 +7,15 @@ import json
 
 import pytest
 
+from mplus_cli.commands.ask import _excerpt
+
 QUESTION = "Who sold flour?"
 SHORT = ["--max-new-tokens", "8"]
 
 
 @pytest.fixture
 def answer_text(mplus, state) -> str:
-    return json.loads(mplus("ask", QUESTION, "--state", state, "--json", *SHORT)[1])["text"]
+    return json.loads(mplus("ask", QUESTION, "--state", state, "--json", *SHORT)[1])["answer"]
 
 
 def piped(monkeypatch, text: str) -> None:
@@ -32,6 +34,7 @@ def test_state_is_found_by_variable_and_by_memory_of_the_last(mplus, state, answ
 
 def test_json(mplus, state):
     document = json.loads(mplus("ask", QUESTION, "--state", state, "--json", *SHORT)[1])
+    assert document["question"] == QUESTION
     assert document["prompt"] == "Question: Who sold flour? Answer:"
     assert document["retrieved"] == [16, 16, 16]
     assert 1 <= document["answer_tokens"] <= 8
@@ -69,6 +72,17 @@ def test_explain_for_people_goes_to_stderr(mplus, state, answer_text, book_file)
     code, out, err = mplus("ask", QUESTION, "--state", state, "--explain", *SHORT)
     assert (code, out) == (0, answer_text + "\n")
     assert f"{book_file}, characters" in err and "memory tokens ago" in err
+
+
+def test_explain_is_shown_with_quiet_too(mplus, state, answer_text):
+    code, out, err = mplus("ask", QUESTION, "--state", state, "--explain", "--quiet", *SHORT)
+    assert (code, out) == (0, answer_text + "\n") and "memory tokens ago" in err
+
+
+def test_an_excerpt_shows_the_answer_where_it_stands():
+    text = "x " * 400 + "the abbot lived in Narkeld for years " + "y " * 400
+    assert "lived in Narkeld for" in _excerpt(text, " Narkeld.") and len(_excerpt(text, "Narkeld")) < 310
+    assert _excerpt(text, "Vorn").startswith("x x") and _excerpt("short", "zz") == "short"
 
 
 def test_explain_after_the_source_changed_gives_the_position_only(mplus, state, book_file):

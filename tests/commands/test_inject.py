@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from mplus_cli import MemoryState, MPlusForCausalLM
 from mplus_cli.inference.locate import last_state
 from tests.commands.helpers import process
 from tests.fixtures import book
@@ -88,8 +89,6 @@ def test_same_seed_same_memory_other_seed_other_memory(mplus, tmp_path, book_fil
 
 
 def _short_term(path, model_folder) -> bytes:
-    from mplus_cli import MemoryState, MPlusForCausalLM
-
     with MemoryState.open(path) as state:
         memory = state.load_memory(MPlusForCausalLM.from_pretrained(model_folder))
         return memory.short_term.ordered(0)[0].numpy().tobytes()
@@ -114,8 +113,6 @@ def test_unknown_placement(mplus, tmp_path, book_file, model_folder, name):
 
 
 def test_a_state_that_is_being_written(mplus, state, tmp_path):
-    from mplus_cli import MemoryState
-
     (tmp_path / "more.txt").write_text("One more page.\n" * 9)
     with MemoryState.open(state, writable=True):
         code, _, err = mplus("inject", tmp_path / "more.txt", "--state", state)
@@ -132,26 +129,40 @@ def test_a_corrupt_state_is_refused_and_left_alone(mplus, tmp_path, book_file, c
     assert path.read_bytes() == content
 
 
-def test_ctrl_c_commits_says_how_to_go_on_and_the_same_command_goes_on(tmp_path, model_folder):
+def test_ctrl_c_commits_and_the_same_command_goes_on(tmp_path, model_folder):
     text = tmp_path / "long.txt"
     text.write_text(book(3000))
     path = tmp_path / "m.pt"
     arguments = ["inject", text, "--state", path, "--model", model_folder]
-    running = process(arguments)
+    chunks, size = [], 0
+    for expected in ("model", "continuing an interrupted injection"):
+        running = process(arguments)
+        assert expected in _read_until(running, expected)
+        _wait_until_larger(path, size)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+        assert (running.returncode, out) == (130, "")
+        assert "are safe in" in err and "the same command continues" in err and "Traceback" not in err
+        with MemoryState.open(path) as state:
+            assert state.job["done"] is False
+            assert state.summary()["writes"] == state.job["chunk"]  # nothing lost, nothing twice
+            chunks.append(state.job["chunk"])
+        size = path.stat().st_size
+    assert 0 < chunks[0] < chunks[1]
+    assert not Path(f"{path}.new").exists()
+
+
+def _read_until(running, text: str) -> str:
+    lines = ""
+    while text not in lines:
+        line = running.stderr.readline()
+        assert line, f"ended without {text!r}: {lines}"
+        lines += line
+    return lines
+
+
+def _wait_until_larger(path: Path, size: int) -> None:
+    """Wait for a commit."""
     deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
+    while not (path.exists() and path.stat().st_size > size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.3)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
-    assert (running.returncode, out) == (130, "")
-    assert "are safe in" in err and "the same command continues" in err and "Traceback" not in err
-
-    short = tmp_path / "short.txt"
-    short.write_text("another text\n" * 9)
-    from mplus_cli import MemoryState
-
-    with MemoryState.open(path) as state:
-        job = state.job
-    assert job["chunk"] > 0 and not job["done"]
-    assert not os.path.exists(f"{path}.new")

@@ -289,3 +289,24 @@ def test_adapters_switch_without_changing_what_trains():
         assert torch.equal(model.write(random_ids(1, 16), context), first)
         assert not torch.equal(model.write(random_ids(1, 16), context, adapter="read"), first)
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
+
+
+def test_inference_mode_and_no_grad_may_alternate(model):
+    """Buffers and blocks made in one mode are used in the other."""
+    prompt = random_ids(1, 5)
+    with torch.inference_mode():
+        memory = filled_memory(model, 9)
+        first = model(prompt, memory=memory).logits.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(model(prompt, memory=memory).logits, first, atol=1e-6, rtol=0)
+    model.inject(random_ids(1, 16), memory)
+    with torch.inference_mode():
+        model.inject(random_ids(1, 16), memory)
+        model(prompt, memory=memory)
+
+
+def test_generation_settings_come_with_the_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 7]}))
+    assert MPlusForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [2, 7]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
-from mplus_cli.core.published_layout import convert_config
+from mplus_cli.core.published_layout import _created, convert_config
 from mplus_cli.errors import CheckpointError
 from tests.core.helpers import SIZES, random_ids, tiny_model
 
@@ -118,3 +118,10 @@ def test_a_dropped_adapter_set_is_not_silent(folder):
     save_file(tensors | {"memory": memory}, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"Missing \(36\): .*lora_A\.read"):
         MPlusForCausalLM.from_pretrained(path)
+
+
+def test_ages_that_tie_or_collide_keep_their_order_only():
+    ages = torch.tensor([[300.0, 700.0, 300.0, 10.0]])
+    created = _created(ages, short_term=32)[0].tolist()
+    assert created == [-35, -36, -34, -33]  # oldest first: 700, then 300 twice, then 10; all before short-term memory
+    assert _created(torch.tensor([[40.0, 90.0, 33.0]]), short_term=32)[0].tolist() == [-41, -91, -34]

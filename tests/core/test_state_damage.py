@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -162,6 +163,26 @@ def test_a_file_cut_while_it_is_open_is_noticed(state):
     store.close()
 
 
+def test_a_sound_frame_of_another_state_is_noticed(state):
+    """Every checksum holds, but this commit never followed that one."""
+    path, memory = state
+    stranger = Simulator(4, (6, 5), 1000)
+    other = StateStore.create(path.with_name("other.pt"), stranger.base())
+    for number in range(5):
+        stranger.write(4, f"source-{number}")
+        stranger.commit_to(other, job={"n": number + 1})
+    other.writer.publish()
+    other.close()
+    store = StateStore.open(path)
+    frame, theirs = store.file.frames[2], other.file.frames[2]
+    store.close()
+    assert (frame.at, frame.end) == (theirs.at, theirs.end)
+    raw = bytearray(path.read_bytes())
+    raw[frame.at : frame.end] = other.file.path.read_bytes()[frame.at : frame.end]
+    path.write_bytes(raw)
+    assert "the chain of frame headers" in refused(path).message
+
+
 def test_bytes_behind_the_last_commit_are_ignored_and_cut_by_the_next_writer(state):
     path, memory = state
     sound = path.read_bytes()
@@ -305,7 +326,7 @@ def test_a_forged_tensor_table_is_refused(state, table):
     raw[frame.at : frame.at + 64] = header
     chain = 0
     for each in file.frames:
-        chain = crc32(raw[each.at : each.at + 64], chain)
+        chain = crc32(raw[each.at : each.at + 60], chain)
     at = file.tip.sequence % 2 * SLOT_SIZE
     raw[at : at + SLOT_SIZE] = Slot(file.tip.sequence, file.length, chain).pack()
     path.write_bytes(raw)
@@ -338,6 +359,24 @@ def test_a_second_writer_is_told_who_has_it_and_readers_are_not_hindered(state):
     finally:
         other.kill()
         other.communicate()
+
+
+def test_a_lock_on_a_file_that_its_former_holder_removed_is_not_taken(state, monkeypatch):
+    """Between our opening the lock file and our locking it, its holder may finish and remove it."""
+    path, _ = state
+    flock, removed = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(Path(f"{path}.lock").unlink())
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    store = StateStore.open(path, writable=True)
+    monkeypatch.undo()
+    with pytest.raises(StateError, match="already open"):
+        StateStore.open(path, writable=True)
+    store.close()
 
 
 def test_one_writer_within_a_process_and_through_links(state):

@@ -5,7 +5,7 @@ import torch
 
 from mplus_cli.core.loading import encode
 from mplus_cli.errors import UsageError
-from mplus_cli.inference.answering import Answer, AnswerSettings, AnswerStream, answer, end_tokens, without_long_term
+from mplus_cli.inference.answering import Answer, AnswerSettings, AnswerStream, answer, end_tokens
 from tests.fixtures import book
 
 
@@ -58,7 +58,7 @@ def test_sampling_depends_on_the_seed_alone(model, tokenizer, memory):
 
 def test_without_long_term_memory_nothing_is_retrieved_and_the_memory_stays(model, tokenizer, memory):
     before = ask(model, tokenizer, memory)
-    alone = without_long_term(memory)
+    alone = memory.short_term_only()
     assert ask(model, tokenizer, alone).retrieved in ([], [0, 0, 0])
     assert ask(model, tokenizer, memory).text == before.text
     assert memory.last_retrieval[0][0].created.numel() == 16

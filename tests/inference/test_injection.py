@@ -14,7 +14,7 @@ from mplus_cli.data.chunking import chunks
 from mplus_cli.data.sources import Source
 from mplus_cli.inference import injection
 from mplus_cli.inference.injection import Injection, stop_request
-from tests.fixtures import book
+from tests.fixtures import book, tiny_model
 
 
 def source(text: str, name: str = "book.txt") -> Source:
@@ -145,6 +145,10 @@ def test_a_text_given_twice_is_injected_once(model, tokenizer, path):
 
 def test_a_part_in_memory_is_not_the_whole(model, tokenizer, path):
     run(model, tokenizer, path, [BOOK, SEQUEL], stop_after=3)
+    with MemoryState.open(path) as state:
+        loaded = state.load_memory(model)
+        assert Injection(model, tokenizer, loaded, state, [SEQUEL, BOOK]).partial() == ["book.txt"]
+        assert Injection(model, tokenizer, loaded, state, [BOOK, SEQUEL]).partial() == []
     report = run(model, tokenizer, path, [SEQUEL, BOOK])  # another order: another job
     assert (report.skipped, report.resumed) == ([], 0)
     assert report.injected == ["sequel.txt", "book.txt"]
@@ -186,3 +190,15 @@ def test_a_second_interrupt_is_at_once():
         assert stopped()
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_file_that_is_mostly_dead_is_compacted_on_the_way(tokenizer, path, commit_every_chunk, monkeypatch):
+    """MemoryLLM keeps nothing of what it drops, so its file must not grow with the text; and nothing changes by it."""
+    model = tiny_model(long_term_capacity=0)
+    plain = path.with_name("plain.pt")
+    run(model, tokenizer, plain, [BOOK])
+    monkeypatch.setattr(injection, "COMPACTION_BYTES", 20_000)
+    run(model, tokenizer, path, [BOOK])
+    assert path.stat().st_size < plain.stat().st_size / 2
+    with MemoryState.open(path) as small, MemoryState.open(plain) as large:
+        assert small.digest() == large.digest()
