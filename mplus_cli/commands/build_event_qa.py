@@ -45,6 +45,7 @@ def event_qa(
     ] = "en_core_web_sm",
     seed: Annotated[int, typer.Option("--seed", help="Of the order of the options.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Chunks per book, for a trial.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Of the books, for the manifest.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many requests, tokens and dollars it would take, and stop.")
     ] = False,
@@ -73,7 +74,7 @@ def event_qa(
     settings = ChatSettings(
         model, base_url, temperature if temperature >= 0 else None, concurrency=concurrency, attempts=attempts
     )
-    options = EventQAOptions(chunk_size, characters, seed, limit, processes)
+    options = EventQAOptions(chunk_size, characters, seed, limit, processes, licence)
     answers, budget, connect = open_chat(settings, cache, prices, max_cost, batch)
     backend = None if dry_run else connect()  # no key: said before a book is read
     texts = read_books(books)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,9 @@ def retention(
         str | None, typer.Option("--revision", help="Commit, branch or tag on the hub. Default: today's.")
     ] = None,
     files: Annotated[str | None, typer.Option("--files", help="Only files that match, such as 'dev/*'.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of a local source, for the manifest; hub ids state their own.")
+    ] = None,
     max_answer_tokens: Annotated[
         int | None, typer.Option("--max-answer-tokens", min=1, help="Default: 3, for Natural Questions 4.")
     ] = None,
@@ -102,6 +106,8 @@ def retention(
     closed, context = answerer(closed_book), answerer(with_context)
     examples = open_examples(source, revision, files)
     others = open_examples(distractors or "squad", train=True)
+    if licence:
+        examples = replace(examples, source=replace(examples.source, licence=licence))
     counter, identity = open_tokenizer(tokenizer)
     names = [model.name if model else None for model in (closed, context)]
     given = parameters(examples, others, identity, options, *names)

@@ -60,8 +60,7 @@ def forget(
     from mplus_cli.inference.jobs import forget_source
 
     proof = forget_source(state, source, model, device)
-    output.result(f"{state}: no memory token of {source} is left", {"state": str(state), "source": source, **proof})
-    output.debug(str(proof))
+    output.result(render_proof(state, source, proof), {"state": str(state), "source": source, **proof})
 
 
 @app.command()
@@ -79,6 +78,23 @@ def compact(
     after = state.stat().st_size
     document = {"state": str(state), "before": after + saved, "after": after}
     output.result(f"{state}: {size(after + saved)} -> {size(after)}", document)
+
+
+def render_proof(state: Path, source: str, proof: dict[str, Any]) -> str:
+    """What was removed, and what a fresh look into the new file found."""
+    before, after = proof["before"], proof["after"]
+    rows = [
+        [name.replace("_", "-"), f"{sum(before[name]):,}", f"{sum(after[name]):,}"]
+        for name in ("short_term", "long_term")
+    ]
+    lines = [
+        f"{state}: {proof['writes']:,} writes of {source} forgotten, {proof['removed']:,} memory tokens removed",
+        f"the new file was opened and searched: {proof['left']:,} memory tokens of {source} are left",
+        table(["memory tokens over all layers", "before", "after"], rows),
+    ]
+    if proof["moved"]:
+        lines.insert(1, f"{proof['moved']:,} tokens of other sources moved from short-term to long-term memory")
+    return "\n".join(lines)
 
 
 def render_summary(summary: dict[str, Any], sources: list[dict[str, Any]]) -> str:

@@ -1,0 +1,22 @@
+"""Questions to a chat model over an OpenAI-compatible server: cached, retried, priced, live or as a batch."""
+
+from mplus_cli.data.chat.asking import Asked, ask_all
+from mplus_cli.data.chat.backend import Backend, ChatSettings, open_backend
+from mplus_cli.data.chat.cache import AnswerCache
+from mplus_cli.data.chat.cost import Budget, Price, Usage, load_price
+from mplus_cli.data.chat.requests import Answer, ChatRequest
+
+__all__ = [
+    "Answer",
+    "AnswerCache",
+    "Asked",
+    "Backend",
+    "Budget",
+    "ChatRequest",
+    "ChatSettings",
+    "Price",
+    "Usage",
+    "ask_all",
+    "load_price",
+    "open_backend",
+]
