@@ -251,10 +251,10 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         """The mask for the attention in use; None where everything before and including oneself is seen."""
         holes = cache.prefix_valid is not None or not bool(text.all())
         total = cache.prefix_length + text.shape[1]
-        if self.attn_implementation == "eager" and not holes:
-            return causal_mask(length, total, dtype, text.device)
         if not holes:
-            return None
+            # Fused CUDA kernels know the bottom-right causal mask; elsewhere it is made once for all layers.
+            implied = self.attn_implementation != "eager" and (text.is_cuda or length == 1)
+            return None if implied else causal_mask(length, total, dtype, text.device)
         valid = cache.prefix_valid
         if valid is None:
             valid = text.new_ones(text.shape[0], cache.prefix_length)

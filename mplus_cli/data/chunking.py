@@ -26,8 +26,9 @@ class Chunk:
 def chunks(text: str, tokenizer: PreTrainedTokenizerBase, chunk_size: int) -> Iterator[Chunk]:
     """Tokenize a text and cut it into chunks of `chunk_size` tokens.
 
-    A tail shorter than a quarter of that is not a chunk of its own: short writes disturb memory. It is joined with the
-    chunk before it and the two are cut in the middle. Only a text with a single chunk may be shorter.
+    A tail shorter than half of that, which is what a write makes in memory tokens, is not a chunk of its own: short
+    writes disturb memory. It is joined with the chunk before it and the two are cut in the middle. Only a text with a
+    single chunk may be shorter.
     """
     tokens: list[tuple[int, int]] = []  # (id, where its characters start)
     done = 0  # characters in the chunks so far
@@ -46,7 +47,7 @@ def chunks(text: str, tokenizer: PreTrainedTokenizerBase, chunk_size: int) -> It
             yield cut(chunk_size)
     rest = len(tokens)
     if rest > chunk_size:
-        yield cut(chunk_size if rest - chunk_size >= chunk_size // 4 else -(-rest // 2))
+        yield cut(chunk_size if 2 * (rest - chunk_size) >= chunk_size else -(-rest // 2))
     if tokens:
         yield cut(len(tokens))
 

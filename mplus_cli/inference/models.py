@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from mplus_cli.core.loading import load_tokenizer
 from mplus_cli.core.memory_state import MemoryState
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
-from mplus_cli.inference.devices import Placement, choose_placement
+from mplus_cli.inference.devices import Placement, choose_placement, limit_threads
 from mplus_cli.inference.locate import BUNDLED_MODEL, model_folder
 
 
@@ -42,7 +42,9 @@ def load_model(name: str | None, device: str | None = None, dtype: str | None = 
     """
     folder = model_folder(name)
     name = BUNDLED_MODEL if name is None else os.path.abspath(name) if os.path.isdir(name) else name
-    placement = choose_placement(device, dtype, weight_count(folder))
+    weights = weight_count(folder)
+    placement = choose_placement(device, dtype, weights)
+    limit_threads(placement, weights)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     model = MPlusForCausalLM.from_pretrained(folder, dtype=placement.dtype, device=placement.device)

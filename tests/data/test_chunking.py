@@ -38,7 +38,7 @@ def test_chunks_hold_every_token_once_and_every_character_in_order(text, chunk_s
     assert "".join(text[chunk.start : chunk.end] for chunk in made) == text
     assert all(len(chunk.ids) <= chunk_size for chunk in made)
     if len(made) > 1:
-        assert min(len(chunk.ids) for chunk in made) >= max(1, chunk_size // 4)
+        assert min(len(chunk.ids) for chunk in made) >= max(1, chunk_size // 2)
         assert all(len(chunk.ids) == chunk_size for chunk in made[:-2])
 
 
@@ -50,7 +50,7 @@ def test_chunk_spans_are_the_characters_of_their_tokens():
 
 def test_a_short_tail_is_joined_and_split_evenly():
     assert [len(chunk.ids) for chunk in chunks("a" * 210, TOKENIZER, 100)] == [100, 55, 55]
-    assert [len(chunk.ids) for chunk in chunks("a" * 225, TOKENIZER, 100)] == [100, 100, 25]
+    assert [len(chunk.ids) for chunk in chunks("a" * 250, TOKENIZER, 100)] == [100, 100, 50]
     assert [len(chunk.ids) for chunk in chunks("a" * 7, TOKENIZER, 100)] == [7]
     assert list(chunks("", TOKENIZER, 100)) == []
 

@@ -71,3 +71,16 @@ def test_gpu_number_out_of_range(two_gpus):
 
 def test_resident_memory_is_plausible():
     assert devices.resident_memory() == 0 or devices.resident_memory() > 10_000_000
+
+
+def test_small_models_run_on_one_thread_unless_told_otherwise(monkeypatch):
+    counts: list[int] = []
+    monkeypatch.setattr(devices.torch, "set_num_threads", counts.append)
+    cpu = devices.Placement(torch.device("cpu"), torch.float32, "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for weights in (0, 1_000_000, 8_000_000_000):
+        devices.limit_threads(cpu, weights)
+    assert counts == [1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    devices.limit_threads(cpu, 1_000_000)
+    assert counts == [1]

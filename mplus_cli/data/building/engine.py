@@ -127,12 +127,8 @@ class _LocalExecutor(LocalPipelineExecutor):
     """datatrove's bookkeeping of tasks, without its process pool, which waits for ever for a worker that was killed."""
 
     def run_task(self, rank: int) -> None:
-        pipeline = self.pipeline
-        self.pipeline = deepcopy(pipeline)  # a step counts for one task
-        try:
-            self._run_for_rank(rank, local_rank=rank)
-        finally:
-            self.pipeline = pipeline
+        # A copy, because a step keeps statistics of one task.
+        deepcopy(self)._run_for_rank(rank, local_rank=rank)
 
 
 def _run_in_processes(executor: _LocalExecutor, ranks: list[int], processes: int) -> None:

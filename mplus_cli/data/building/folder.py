@@ -76,15 +76,21 @@ class BuildFolder:
 
     def write_shard(self, name: str, rows: Iterable[dict[str, Any] | bytes], **labels: str) -> Shard:
         """Write a shard, or leave it when an earlier run wrote it. `rows` are then not read."""
-        note = self.work / "shards" / (name.replace("/", "__") + ".json")
-        path = self.path / name
-        if note.is_file() and path.is_file():
+        note, path = self._note(name), self.path / name
+        if self.has_shard(name):
             return Shard(**json.loads(note.read_bytes()))
         count = write_rows(path, rows)
         shard = Shard(name, count, path.stat().st_size, file_sha256(path), labels)
         with atomic_write(note) as file:
             file.write(json.dumps(asdict(shard)).encode())
         return shard
+
+    def has_shard(self, name: str) -> bool:
+        """Whether a shard is written."""
+        return self._note(name).is_file() and (self.path / name).is_file()
+
+    def _note(self, name: str) -> Path:
+        return self.work / "shards" / (name.replace("/", "__") + ".json")
 
     def shards(self) -> list[Shard]:
         """The shards written so far, by path."""

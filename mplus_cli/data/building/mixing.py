@@ -150,12 +150,13 @@ class MixStep(Step):
             start = number * size
             count = min(size, len(labels) - start)
             note, name = self.work / "ids" / f"{number:06d}.json", f"train/{number:05d}.jsonl.gz"
-            if note.is_file():
+            if build.has_shard(name):
                 rows = None
             else:
                 rows = rows or self._rows(labels, start)
-                shard = build.write_shard(name, islice(rows, count), bucket="train")
-                ids = [row.get("id", "") for row in iter_rows(self.folder / shard.path)]
+                build.write_shard(name, islice(rows, count), bucket="train")
+            if not note.is_file():
+                ids = [row.get("id", "") for row in iter_rows(self.folder / name)]
                 with atomic_write(note) as file:
                     file.write(json.dumps(ids).encode())
             done += count

@@ -172,7 +172,8 @@ def _text_lines(file: IO[bytes], path: str) -> Iterator[bytes]:
         return
     elif not path.endswith(".jsonl"):
         raise UsageError(f"{path} is of an unknown kind.", f"Readable are {', '.join(SUFFIXES)}.")
-    yield from _bounded_lines(io.BufferedReader(stream, 1 << 20) if stream is not file else stream)
+    # fsspec's files of the hub know no readline with a limit
+    yield from _bounded_lines(stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, 1 << 20))
 
 
 def _zstd_lines(file: IO[bytes], path: str) -> Iterator[bytes]:
