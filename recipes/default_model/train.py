@@ -1,7 +1,7 @@
 """Trains the bundled default model from nothing, step by step of `PLAN`; about an hour and a half on two cores.
 
     python -m recipes.default_model.train --work WORK --tokenizer assets/default --processes 2
-    python -m recipes.default_model.export WORK/10-far.pt assets/default --tokenizer assets/default
+    python -m recipes.default_model.export WORK/9-far.pt assets/default --tokenizer assets/default
     python -m recipes.default_model.evaluate assets/default --out assets/figures/default_model
 
 Every entry of the plan ends as `WORK/<number>-<phase>.pt`; a stopped run goes on with the first that is missing. Seeds
@@ -65,7 +65,6 @@ PLAN = (
     Entry("far", 200, retriever_rate=3e-3),
     Entry("far", 335, level=1, rate=1.6e-3, decay_from=0.1),
     Entry("far", 170, level=2, rate=1e-3, retriever_rate=1e-3, decay_from=0.1),
-    Entry("far", 220, level=2, rate=1.2e-3, retriever_rate=1.2e-3, decay_from=0.1),
 )
 
 
