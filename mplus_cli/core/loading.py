@@ -45,7 +45,7 @@ def load_checkpoint(
         model.initial_memory = {k: v if k.endswith(stays) else v.to(dtype) for k, v in initial.items()}
     model.name_or_path = name
     with suppress(OSError):  # optional; chat checkpoints name further end tokens there
-        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")
     return model.eval()
 
 

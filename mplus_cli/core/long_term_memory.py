@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,7 @@ import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
 
-BLOCK = 4096  # rows that are reserved at a time
+BLOCK_BYTES = 32 << 20  # reserved at a time; touched only as it fills
 
 
 class MappedRows(Protocol):
@@ -26,6 +27,8 @@ class BlockList:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pin: bool = False) -> None:
         self.shape, self.dtype, self.device, self.pin = shape, dtype, device, pin
+        width = math.prod(shape) * dtype.itemsize
+        self.block = 1 << min(16, int(math.log2(max(1, BLOCK_BYTES // width))))  # rows
         self.start = self.end = 0
         self._blocks: dict[int, torch.Tensor] = {}
 
@@ -33,8 +36,8 @@ class BlockList:
         """rows: [k, *shape]."""
         done = 0
         while done < len(rows):
-            number, at = divmod(self.end, BLOCK)
-            count = min(len(rows) - done, BLOCK - at)
+            number, at = divmod(self.end, self.block)
+            count = min(len(rows) - done, self.block - at)
             if number not in self._blocks:
                 self._blocks[number] = self._new_block()
             self._blocks[number][at : at + count] = rows[done : done + count]
@@ -43,26 +46,29 @@ class BlockList:
 
     @torch.inference_mode(False)  # a block made in inference mode could not be appended to outside of it
     def _new_block(self) -> torch.Tensor:
-        return torch.empty(BLOCK, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
+        return torch.empty(self.block, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """Rows at absolute positions. index: int64 [k] on the CPU -> [k, *shape]."""
+        number = index // self.block
+        blocks = number.unique().tolist()
+        if len(blocks) == 1:
+            return self._blocks[blocks[0]].index_select(0, (index - blocks[0] * self.block).to(self.device))
         out = torch.empty(len(index), *self.shape, dtype=self.dtype, device=self.device)
-        number = index // BLOCK
-        for n in number.unique().tolist():
+        for n in blocks:
             here = (number == n).nonzero().squeeze(1)
-            at = (index[here] - n * BLOCK).to(self.device)
-            out[here.to(self.device)] = self._blocks[n][at]
+            at = (index[here] - n * self.block).to(self.device)
+            out.index_copy_(0, here.to(self.device), self._blocks[n].index_select(0, at))
         return out
 
     def views(self) -> Iterator[torch.Tensor]:
         """The live rows, block by block, in order, without a copy."""
-        for n in range(self.start // BLOCK, -(-self.end // BLOCK) if self.start < self.end else 0):
-            yield self._blocks[n][max(self.start - n * BLOCK, 0) : min(self.end - n * BLOCK, BLOCK)]
+        for n in range(self.start // self.block, -(-self.end // self.block) if self.start < self.end else 0):
+            yield self._blocks[n][max(self.start - n * self.block, 0) : min(self.end - n * self.block, self.block)]
 
     def drop_before(self, position: int) -> None:
         """Forget rows before an absolute position."""
-        for n in range(self.start // BLOCK, position // BLOCK):
+        for n in range(self.start // self.block, position // self.block):
             self._blocks.pop(n, None)
         self.start = max(self.start, position)
         if self.start == self.end:
@@ -197,9 +203,9 @@ class LongTermMemory:
         else:
             live = scores.topk(min(self.expected_count(), len(store)), sorted=False).indices.cpu()
         positions = live + store.created.start
-        values, created = store.take(layer, positions)
-        order = created.argsort(stable=True)
-        return Retrieved(values[order], created[order], scores.cpu()[live][order], positions[order])
+        order = store.created.gather(positions).argsort(stable=True)
+        values, created = store.take(layer, positions[order])
+        return Retrieved(values, created, scores.cpu()[live[order]], positions[order])
 
     def _merged(self, store: LayerStore) -> int:
         return len(store) - self.pending

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mplus_cli.core.long_term_memory import BLOCK, BlockList, LongTermMemory
+from mplus_cli.core.long_term_memory import BlockList, LongTermMemory
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.short_term_memory import ShortTermMemory
 from tests.core.helpers import tiny_config
@@ -84,6 +84,7 @@ def test_drop_is_uniform_and_differs_by_layer_and_seed():
 def test_block_list_equals_one_tensor(sizes, cut, seed):
     torch.manual_seed(seed)
     blocks, whole = BlockList((2,), torch.float32, torch.device("cpu")), torch.empty(0, 2)
+    blocks.block = 1024
     for size in sizes:
         rows = torch.randn(size, 2)
         blocks.append(rows)
@@ -99,14 +100,15 @@ def test_block_list_equals_one_tensor(sizes, cut, seed):
 
 def test_appending_never_moves_what_is_stored():
     store = BlockList((4,), torch.float32, torch.device("cpu"))
+    size = store.block = 1024
     store.append(torch.randn(10, 4))
     address = next(iter(store.views())).data_ptr()
     for _ in range(30):
-        store.append(torch.randn(BLOCK // 7, 4))
+        store.append(torch.randn(size // 7, 4))
     assert next(iter(store.views())).data_ptr() == address
-    store.drop_before(BLOCK + 5)
-    assert sum(len(view) for view in store.views()) == store.end - BLOCK - 5
-    assert len(store._blocks) == -(-store.end // BLOCK) - 1  # the dead block is freed
+    store.drop_before(size + 5)
+    assert sum(len(view) for view in store.views()) == store.end - size - 5
+    assert len(store._blocks) == -(-store.end // size) - 1  # the dead block is freed
 
 
 def written(config, writes: int, seed: int = 0) -> Memory:

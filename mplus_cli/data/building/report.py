@@ -127,6 +127,6 @@ def plot_counts(found: Mapping[str, Mapping[str, int]], kept: Mapping[str, Mappi
     axes.plot(buckets, [sum(kept[bucket].values()) for bucket in buckets], "k_", markersize=40, label="kept")
     axes.set_xlabel("tokens")
     axes.set_ylabel("documents")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, markerscale=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

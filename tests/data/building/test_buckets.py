@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -156,12 +158,20 @@ def test_sampling_merges(tmp_path_factory, data):
     assert tally.duplicates == len(entries) - len({e.key for e in entries})
 
 
-def run_command(out: Path, corpus: Path, tokenizer: Path, **options) -> subprocess.Popen[str]:
+@contextmanager
+def run_command(out: Path, corpus: Path, tokenizer: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own, of which nothing is left at the end of the block, however that ends."""
     command = [sys.executable, "-m", "mplus_cli", "build-data", "slimpajama", "--out", out, "--source", corpus]
     command += ["--tokenizer", tokenizer, "--edges", "256,1k,2k,8k", "--per-bucket", "200", "--processes", "2"]
-    return subprocess.Popen(
-        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    process = subprocess.Popen(
+        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +191,14 @@ def wait_for_tasks(out: Path, process: subprocess.Popen[str], tasks: int = 2) ->
 def test_killed_and_interrupted_builds_end_as_an_untroubled_one(tmp_path, long_corpus, tokenizer_file):
     """kill -9 of a worker's parent, then Ctrl-C, then to the end: the same bytes as at one go, and no process left."""
     out = tmp_path / "troubled"
-    with run_command(out, long_corpus, tokenizer_file, start_new_session=True) as process:
+    with run_command(out, long_corpus, tokenizer_file) as process:
         wait_for_tasks(out, process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         done = set((out / ".jobs/index/completions").glob("*"))
         process.communicate(timeout=30)  # ends when the last child has closed its stderr: none outlives the build
     assert 2 <= len(done) < 16 and not (out / "manifest.json").exists()
-    with run_command(out, long_corpus, tokenizer_file, start_new_session=True) as process:
+    with run_command(out, long_corpus, tokenizer_file) as process:
         wait_for_tasks(out, process, len(done) + 2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         _, err = process.communicate(timeout=30)
@@ -202,7 +212,7 @@ def test_killed_and_interrupted_builds_end_as_an_untroubled_one(tmp_path, long_c
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_a_killed_worker_is_noticed(tmp_path, long_corpus, tokenizer_file):
     out = tmp_path / "b"
-    with run_command(out, long_corpus, tokenizer_file, start_new_session=True) as process:
+    with run_command(out, long_corpus, tokenizer_file) as process:
         wait_for_tasks(out, process, 1)
         os.kill(busiest_child(process.pid), signal.SIGKILL)
         _, err = process.communicate(timeout=60)
