@@ -108,6 +108,21 @@ def paired_rates(model: MPlusForCausalLM, stored: int, repeats: int) -> list[flo
     return [time_writes(model, large, 1)[0] / time_writes(model, small, 1)[0] for _ in range(repeats)]
 
 
+def gemm_gflops(repeats: int = 200) -> float:
+    """Rate of the model's own largest product, [128, 512] x [512, 1376], median: what this machine gives right now."""
+    a, b = torch.randn(CHUNK, 512), torch.randn(512, 1376)
+    times = [timed(lambda: a @ b) for _ in range(repeats)]
+    return 2 * CHUNK * 512 * 1376 / (statistics.median(times) * 1e6)
+
+
+def write_gflop(model: MPlusForCausalLM) -> float:
+    """Operations of a write: every decoder weight once per text token, keys and values of K + 1 more rows, adapters."""
+    layers, rows = model.model.layers, 1 + model.config.memory_tokens_per_write
+    weights = sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and ".read." not in name)
+    memory = sum(p.numel() for name, p in layers.named_parameters() if ("k_proj.base" in name or "v_proj.base" in name))
+    return 2e-9 * (CHUNK * weights + rows * memory)
+
+
 def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -116,7 +131,7 @@ def run(writes: int, repeats: int, stored: int) -> dict:
     model = build()
     memory = model.new_memory()
     time_writes(model, memory, 5)
-    before = peak_rss_mib()
+    before, rate = peak_rss_mib(), gemm_gflops()
     times = time_writes(model, memory, writes)
     asked = questions(model, memory, repeats)
     ratios = paired_rates(model, stored, repeats * 10)
@@ -128,6 +143,8 @@ def run(writes: int, repeats: int, stored: int) -> dict:
         **{key: statistics.median(values) for key, values in asked.items()},
         "long_term_tokens": len(memory.long_term[0]),
         f"write_time_at_{stored}_over_empty": statistics.median(ratios),
+        "gemm_gflops": rate,
+        "write_share_of_gemm_rate": write_gflop(model) / (statistics.median(times) / 1e3) / rate,
         "peak_rss_mib_before_writes": before,
         "peak_rss_mib": peak_rss_mib(),
     }
