@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from mplus_cli.core.allocator import keep_freed_memory
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the commands do
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     figures = run(options.writes, options.repeats, options.stored)
     print(machine)

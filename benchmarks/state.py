@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from core import CHUNK, build, tokens  # noqa: E402
 
+from mplus_cli.core.allocator import keep_freed_memory  # noqa: E402
 from mplus_cli.core.memory_state import MemoryState  # noqa: E402
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM  # noqa: E402
 
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the commands do
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mplus_cli.core.allocator import keep_freed_memory
 from mplus_cli.core.loading import load_tokenizer
 from mplus_cli.core.memory_state import MemoryState
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
@@ -45,6 +46,7 @@ def load_model(name: str | None, device: str | None = None, dtype: str | None = 
     weights = weight_count(folder)
     placement = choose_placement(device, dtype, weights)
     limit_threads(placement, weights)
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     model = MPlusForCausalLM.from_pretrained(folder, dtype=placement.dtype, device=placement.device)
