@@ -60,6 +60,7 @@ class Step(PipelineStep):
         return self.folder / ".work"
 
     def task(self, rank: int, tasks: int) -> None:
+        """What each stage is: its share `rank` of `tasks`. Every stage defines it."""
         raise NotImplementedError
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
