@@ -161,23 +161,25 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         notes: Sequence[dict | None] | None = None,
         dropped_ranks: torch.Tensor | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Write one chunk of text per row into `memory`.
 
         Args:
             input_ids: [B, n], left-padded where rows differ in length; attention_mask: [B, n], 0 on padding.
-            notes: provenance per row, kept with the write.
+            notes: provenance per row of text, kept with the write.
             dropped_ranks: int64 [B, L, m], ranks (0 = oldest) of the short-term tokens to drop, instead of random ones.
+            rows: the rows of memory that the B rows of text go to; all of them, in order, by default.
         """
-        batch = memory.batch_size
-        if input_ids.shape[0] != batch:
-            raise UsageError(f"{input_ids.shape[0]} rows of text for a memory of {batch} rows.")
+        target = range(memory.batch_size) if rows is None else rows
+        if input_ids.shape[0] != len(target) or len(set(target)) != len(target):
+            raise UsageError(f"{input_ids.shape[0]} rows of text for {len(set(target))} rows of memory.")
         keys = self.memory_keys if self.config.has_long_term_memory else None
-        for rows, ids, context, mask in write_groups(input_ids, memory, attention_mask):
+        for group, ids, context, mask in write_groups(input_ids, memory, target, attention_mask):
             delta = self.write(ids.to(self.device), context, mask)
-            for row, tokens in zip(rows, delta, strict=True):
-                note = None if notes is None else notes[row]
-                memory.append(row, tokens, keys, note, None if dropped_ranks is None else dropped_ranks[row])
+            for at, tokens in zip(group, delta, strict=True):
+                note = None if notes is None else notes[at]
+                memory.append(target[at], tokens, keys, note, None if dropped_ranks is None else dropped_ranks[at])
 
     def write(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,15 +59,16 @@ def write_pass(
 
 
 def write_groups(
-    input_ids: torch.Tensor, memory: Memory, attention_mask: torch.Tensor | None
+    input_ids: torch.Tensor, memory: Memory, target: Sequence[int], attention_mask: torch.Tensor | None
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None, torch.Tensor | None]]:
     """Rows that can share one write pass: equally long context, and equally long text or at least K tokens of it each.
 
     Args:
         input_ids: [B, n], left-padded; attention_mask: [B, n] or None.
+        target: the row of memory that each row of text goes to.
 
     Yields:
-        Row numbers, their ids [b, m], context [b, L, p, d] or None, and mask [b, m] or None.
+        Rows of text, their ids [b, m], context [b, L, p, d] or None, and mask [b, m] or None.
     """
     size, width = memory.config.memory_tokens_per_write, input_ids.shape[1]
     lengths = [width] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
@@ -75,10 +76,10 @@ def write_groups(
         raise UsageError("A row of text is empty.", "Inject at least one token per row.")
     groups: dict[tuple[int, int], list[int]] = {}
     for row, length in enumerate(lengths):
-        groups.setdefault((min(size, memory.short_term.fill[row]), min(size, length)), []).append(row)
+        groups.setdefault((min(size, memory.short_term.fill[target[row]]), min(size, length)), []).append(row)
     for (held, _), rows in groups.items():
         longest = max(lengths[row] for row in rows)
         padded = attention_mask is not None and any(lengths[row] != longest for row in rows)
         mask = attention_mask[rows, width - longest :] if attention_mask is not None and padded else None
-        context = torch.stack([memory.context(row) for row in rows]) if held else None
+        context = torch.stack([memory.context(target[row]) for row in rows]) if held else None
         yield rows, input_ids[rows, width - longest :], context, mask

@@ -7,6 +7,7 @@ import torch
 from transformers import StoppingCriteria
 
 from mplus_cli.core.backbones import FAMILIES
+from mplus_cli.errors import UsageError
 from tests.core.helpers import random_ids, tiny_model
 
 WRITES = ((7, 16), (1, 11), (0, 16), (4, 9))  # (earlier writes, tokens of the last one) per row: fills 32, 8, 0, 32
@@ -104,3 +105,23 @@ def test_rows_that_stop_early_do_not_disturb_the_others():
         ids, memory=memory, max_new_tokens=6, do_sample=False, eos_token_id=None, stopping_criteria=[stop]
     )
     assert out[1].tolist() == free[1, : out.shape[1]].tolist()
+
+
+def test_a_write_to_some_rows_leaves_the_others():
+    """Rows of text can go to chosen rows of memory, in any order."""
+    model = tiny_model()
+    singles = [one_row_memory(model, row, 6) for row in range(3)]
+    batch = joined(model, singles)
+    before = [values.clone() for values in batch.short_term.ordered(1)]
+    chunks = {2: random_ids(14, seed=5), 0: random_ids(16, seed=6)}
+    ids, mask = left_padded(list(chunks.values()))
+    model.inject(ids, batch, mask, notes=[{"row": 2}, {"row": 0}], rows=list(chunks))
+    for row, chunk in chunks.items():
+        model.inject(chunk[None], singles[row])
+        torch.testing.assert_close(
+            batch.short_term.ordered(row)[0], singles[row].short_term.ordered(0)[0], atol=1e-5, rtol=0
+        )
+        assert torch.equal(batch.short_term.ordered(row)[1], singles[row].short_term.ordered(0)[1])
+    assert all(torch.equal(a, b) for a, b in zip(before, batch.short_term.ordered(1), strict=True))
+    with pytest.raises(UsageError, match="2 rows of text for 1 rows"):
+        model.inject(ids, batch, mask, rows=[1, 1])
