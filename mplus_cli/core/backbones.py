@@ -51,26 +51,26 @@ def build_backbone(config: PretrainedConfig, attn_implementation: str) -> nn.Mod
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding. x: [B, H, P, D]; cos, sin: [B or 1, P, D]."""
     half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+    sin = sin.unsqueeze(1)
+    turned = x * cos.unsqueeze(1)
+    turned[..., :half] -= x[..., half:] * sin[..., :half]
+    turned[..., half:] += x[..., :half] * sin[..., half:]
+    return turned
 
 
-def memory_keys_values(
-    layer: Any, key_norm: str | None, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values that a decoder layer makes of extra input rows.
+def project_memory(layer: Any, key_norm: str | None, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys, not yet rotated, and values that a decoder layer makes of extra input rows.
 
     Args:
-        rows: [B, P, d], memory tokens, before the layer's input norm; cos, sin: [B or 1, P, D] of their positions.
+        rows: [..., P, d], memory tokens, before the layer's input norm.
 
     Returns:
-        Two [B, H_kv, P, D].
+        Two [..., P, H_kv, D].
     """
     attn: Any = layer.self_attn
     normed = layer.input_layernorm(rows)
-    shape = (*normed.shape[:-1], -1, attn.head_dim)
-    keys = attn.k_proj(normed).view(shape)
+    heads = (-1, attn.head_dim)
+    keys = attn.k_proj(normed).unflatten(-1, heads)
     if key_norm is not None:
         keys = getattr(attn, key_norm)(keys)
-    values = attn.v_proj(normed).view(shape)
-    return rotate(keys.transpose(1, 2), cos, sin), values.transpose(1, 2)
+    return keys, attn.v_proj(normed).unflatten(-1, heads)

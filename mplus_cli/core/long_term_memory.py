@@ -11,7 +11,9 @@ import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
 
-BLOCK_BYTES = 32 << 20  # reserved at a time; touched only as it fills
+BLOCK_BYTES = 32 << 20  # reserved at a time, at most
+BLOCK_ROWS = 1 << 12, 1 << 16  # in a block, at least and at most
+BLOCKS = 16  # in a full store: what is reserved beyond its capacity stays small
 
 
 class MappedRows(Protocol):
@@ -23,14 +25,27 @@ class MappedRows(Protocol):
 
 
 class BlockList:
-    """Append-only rows kept in fixed blocks: appending never moves what is stored, a moving start frees old blocks."""
+    """Append-only rows kept in fixed blocks: appending never moves what is stored, a moving start frees old blocks.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pin: bool = False) -> None:
+    One freed block is kept for the next: returning and asking for many megabytes again and again leaves holes in the
+    heap, and a full store would grow in main memory for as long as it is written to.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        pin: bool = False,
+        capacity: int = BLOCKS * BLOCK_ROWS[1],
+    ) -> None:
         self.shape, self.dtype, self.device, self.pin = shape, dtype, device, pin
-        width = math.prod(shape) * dtype.itemsize
-        self.block = 1 << min(16, int(math.log2(max(1, BLOCK_BYTES // width))))  # rows
+        rows = min(max(capacity // BLOCKS, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+        rows = min(rows, BLOCK_BYTES // (math.prod(shape) * dtype.itemsize))
+        self.block = 1 << max(0, rows.bit_length() - 1)  # rows
         self.start = self.end = 0
         self._blocks: dict[int, torch.Tensor] = {}
+        self._spare: torch.Tensor | None = None
 
     def append(self, rows: torch.Tensor) -> None:
         """rows: [k, *shape]."""
@@ -46,14 +61,18 @@ class BlockList:
 
     @torch.inference_mode(False)  # a block made in inference mode could not be appended to outside of it
     def _new_block(self) -> torch.Tensor:
+        if self._spare is not None:
+            block, self._spare = self._spare, None
+            return block
         return torch.empty(self.block, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """Rows at absolute positions. index: int64 [k] on the CPU -> [k, *shape]."""
+        if len(self._blocks) == 1:
+            ((n, block),) = self._blocks.items()
+            return block.index_select(0, (index - n * self.block).to(self.device))
         number = index // self.block
         blocks = number.unique().tolist()
-        if len(blocks) == 1:
-            return self._blocks[blocks[0]].index_select(0, (index - blocks[0] * self.block).to(self.device))
         out = torch.empty(len(index), *self.shape, dtype=self.dtype, device=self.device)
         for n in blocks:
             here = (number == n).nonzero().squeeze(1)
@@ -68,11 +87,10 @@ class BlockList:
 
     def drop_before(self, position: int) -> None:
         """Forget rows before an absolute position."""
-        for n in range(self.start // self.block, position // self.block):
-            self._blocks.pop(n, None)
         self.start = max(self.start, position)
-        if self.start == self.end:
-            self._blocks.clear()
+        live = self.start // self.block if self.start < self.end else math.inf
+        for n in [n for n in self._blocks if n < live]:
+            self._spare = self._blocks.pop(n)
 
     def skip(self, count: int) -> None:
         """Count `count` rows as appended that are kept elsewhere."""
@@ -84,7 +102,6 @@ class BlockList:
 class Retrieved:
     """What one layer of one row retrieved, oldest first."""
 
-    values: torch.Tensor  # [k, d]
     created: torch.Tensor  # int64 [k]
     scores: torch.Tensor  # float32 [k]
     positions: torch.Tensor  # int64 [k], arrival positions in the store
@@ -95,8 +112,9 @@ class LayerStore:
 
     def __init__(self, config: MPlusConfig, width: int, dtype: torch.dtype, device: torch.device) -> None:
         cpu = torch.device("cpu")
-        self.values = BlockList((width,), dtype, cpu, pin=device.type == "cuda")
-        self.keys = BlockList((config.retriever_size,), dtype, device)
+        capacity = config.long_term_capacity
+        self.values = BlockList((width,), dtype, cpu, pin=device.type == "cuda", capacity=capacity)
+        self.keys = BlockList((config.retriever_size,), dtype, device, capacity=capacity)
         self.created = BlockList((), torch.int64, cpu)
         self.recall_frequency = torch.empty(0)
         self.mapped: MappedRows | None = None
@@ -112,16 +130,20 @@ class LayerStore:
 
     def take(self, layer: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Values [k, d] on the host and creation indices [k] at absolute arrival positions [k]."""
-        created = self.created.gather(positions)
+        return self.fetch(layer, positions), self.created.gather(positions)
+
+    def fetch(self, layer: int, positions: torch.Tensor) -> torch.Tensor:
+        """Values [k, d] on the host at absolute arrival positions [k]."""
         if self.mapped is None:
-            return self.values.gather(positions), created
+            return self.values.gather(positions)
         out = torch.empty(len(positions), *self.values.shape, dtype=self.values.dtype)
         on_file = positions < self.mapped_end
         if on_file.any():
-            out[on_file] = self.mapped.rows(layer, created[on_file]).to(out.dtype)
+            created = self.created.gather(positions[on_file])
+            out[on_file] = self.mapped.rows(layer, created).to(out.dtype)
         if not on_file.all():
             out[~on_file] = self.values.gather(positions[~on_file])
-        return out, created
+        return out
 
     def all_positions(self) -> torch.Tensor:
         return torch.arange(self.created.start, self.created.end)
@@ -203,9 +225,8 @@ class LongTermMemory:
         else:
             live = scores.topk(min(self.expected_count(), len(store)), sorted=False).indices.cpu()
         positions = live + store.created.start
-        order = store.created.gather(positions).argsort(stable=True)
-        values, created = store.take(layer, positions[order])
-        return Retrieved(values, created, scores.cpu()[live[order]], positions[order])
+        created, order = store.created.gather(positions).sort(stable=True)
+        return Retrieved(created, scores.cpu()[live[order]], positions[order])
 
     def _merged(self, store: LayerStore) -> int:
         return len(store) - self.pending

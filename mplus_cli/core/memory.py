@@ -10,6 +10,7 @@ import torch
 from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.long_term_memory import LongTermMemory, Retrieved
+from mplus_cli.core.retrieved_rows import RetrievedRows
 from mplus_cli.core.short_term_memory import ShortTermMemory
 
 KeyFunction = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, rows [m, d]) -> retrieval keys [m, r]
@@ -65,6 +66,7 @@ class Memory:
         self.version = 0
         self.last_retrieval: list[list[Retrieved]] = []  # [layer][row] of the latest read
         self.read_cache: MemoryCache | None = None  # short-term keys and values, owned by the model that read last
+        self.retrieved_rows = RetrievedRows()
 
     @property
     def batch_size(self) -> int:
@@ -84,6 +86,10 @@ class Memory:
 
     def changed(self) -> None:
         """Say that content changed outside `append`, so that nothing derived from it is reused."""
+        self._advance()
+        self.retrieved_rows = RetrievedRows()
+
+    def _advance(self) -> None:
         self.version += 1
         self.read_cache = None
 
@@ -119,7 +125,7 @@ class Memory:
             keys = torch.stack([key_function(layer, dropped.values[layer]) for layer in range(self.num_layers)])
             self.long_term[row].append(dropped.values, keys, dropped.created)
         self.created_total[row] = created + tokens.shape[1]
-        self.changed()
+        self._advance()
         if self.journal is not None:
             record = WriteRecord(
                 created, tokens.detach().cpu(), dropped.created, None if keys is None else keys.cpu(), note

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mplus_cli.core.adapters import READ, WRITE, Adapter, AdapterSwitch
 from mplus_cli.core.attention import causal_mask, padded_mask
-from mplus_cli.core.backbones import FAMILIES, build_backbone, memory_keys_values
+from mplus_cli.core.backbones import FAMILIES, build_backbone, project_memory, rotate
 from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.fingerprint import model_fingerprint
@@ -174,7 +174,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         target = range(memory.batch_size) if rows is None else rows
         if input_ids.shape[0] != len(target) or len(set(target)) != len(target):
             raise UsageError(f"{input_ids.shape[0]} rows of text for {len(set(target))} rows of memory.")
-        keys = self.memory_keys if self.config.has_long_term_memory else None
+        keys = self.memory_keys if memory.long_term else None
         for group, ids, context, mask in write_groups(input_ids, memory, target, attention_mask):
             delta = self.write(ids.to(self.device), context, mask)
             for at, tokens in zip(group, delta, strict=True):
@@ -200,7 +200,12 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
 
     def keys_values(self, index: int, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
         """Keys and values of memory rows [B, P, d] in layer `index`, under the active adapter: two [B, H_kv, P, D]."""
-        return memory_keys_values(self.model.layers[index], self.key_norm, rows, cos, sin)
+        keys, values = self.project_memory(index, rows)
+        return rotate(keys.transpose(1, 2), cos, sin), values.transpose(1, 2)
+
+    def project_memory(self, index: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same before rotation: [..., P, d] -> two [..., P, H_kv, D]."""
+        return project_memory(self.model.layers[index], self.key_norm, rows)
 
     def run_layers(
         self,

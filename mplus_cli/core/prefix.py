@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 
+from mplus_cli.core.backbones import rotate
 from mplus_cli.core.cache import BufferLayer, MemoryCache, PrefixLayer
 from mplus_cli.core.long_term_memory import Retrieved
 from mplus_cli.core.memory import Memory
@@ -110,6 +112,7 @@ class MemoryPrefix:
         for layer in cast(list[BufferLayer], cache.layers):
             layer.begin_text()
         cache.source, self.memory.read_cache = source, cache
+        self.memory.retrieved_rows.use(source[1:])
 
     def load(self, index: int, hidden: torch.Tensor, cache: MemoryCache) -> None:
         layer: Any = cache.layers[index]
@@ -146,11 +149,36 @@ class MemoryPrefix:
     def _long_term(self, index: int, hidden: torch.Tensor, cache: MemoryCache) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.retrieve(index, hidden, cache.text_valid)
         self.memory.last_retrieval.append(found)
-        rows = hidden.new_zeros(len(found), self.width_long, hidden.shape[-1])
-        for row, retrieved in enumerate(found):
-            rows[row, : len(retrieved.values)] = retrieved.values.to(rows.device, non_blocking=True)
+        if self.reuse:
+            projected = self._padded_stack([self._projected(index, row, r.positions) for row, r in enumerate(found)])
+            keys, values = projected.unflatten(2, (2, -1, self.cos.shape[-1])).unbind(2)
+        else:
+            keys, values = self.model.project_memory(index, self.retrieved_tokens(index, found))
         tables = self.cos[:, 1 : 1 + self.width_long], self.sin[:, 1 : 1 + self.width_long]
-        return self.model.keys_values(index, rows, *tables)
+        return rotate(keys.transpose(1, 2), *tables), values.transpose(1, 2)
+
+    def retrieved_tokens(self, index: int, found: list[Retrieved]) -> torch.Tensor:
+        """The retrieved memory tokens of layer `index`, [B, width_long, d], zero where a row has fewer."""
+        return self._padded_stack([self._fetch(index, row, r.positions) for row, r in enumerate(found)])
+
+    def _fetch(self, index: int, row: int, positions: torch.Tensor) -> torch.Tensor:
+        store = self.memory.long_term[row].layers[index]
+        return store.fetch(index, positions).to(self.cos.device, non_blocking=True)
+
+    def _projected(self, index: int, row: int, positions: torch.Tensor) -> torch.Tensor:
+        """Unrotated keys and values of one row, side by side, [k, 2 * H_kv * D]."""
+
+        def project(new: torch.Tensor) -> torch.Tensor:
+            pair = self.model.project_memory(index, self._fetch(index, row, new))
+            return torch.stack(pair, dim=1).flatten(1)
+
+        return self.memory.retrieved_rows.load(index, row, positions, project)
+
+    def _padded_stack(self, rows: list[torch.Tensor]) -> torch.Tensor:
+        """[k_b, w] per row -> [B, width_long, w]."""
+        if all(len(row) == self.width_long for row in rows):
+            return torch.stack(rows) if len(rows) > 1 else rows[0][None]
+        return torch.stack([F.pad(row, (0, 0, 0, self.width_long - len(row))) for row in rows])
 
     def retrieve(self, index: int, hidden: torch.Tensor, text_valid: torch.Tensor | None) -> list[Retrieved]:
         """Search each row's store with that row's text. hidden: [B, n, d]; text_valid: bool [B, n]."""

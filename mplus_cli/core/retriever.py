@@ -54,14 +54,15 @@ class Retriever(nn.Module):
             [..., m]: mean over query tokens of sigmoid(q.k) (published), or the log-sum-exp over query tokens of
             q.k / sqrt(r) (contrastive).
         """
+        # Kept in the published order of operations: with near-ties, another order picks another token.
         products = (queries @ keys.transpose(-1, -2)).float()
         if self.score == "mean_sigmoid":
-            weights = torch.sigmoid(products)
+            weights = products.sigmoid_()
             if valid is None:
                 return weights.mean(-2)
             count = valid.sum(-1, keepdim=True).clamp(min=1)
             return (weights * valid.unsqueeze(-1)).sum(-2) / count
-        logits = products / math.sqrt(queries.shape[-1])
+        logits = products.div_(math.sqrt(queries.shape[-1]))
         if valid is None:
             return logits.logsumexp(-2)
         scores = logits.masked_fill(~valid.unsqueeze(-1), -torch.inf).logsumexp(-2)

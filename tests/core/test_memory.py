@@ -171,7 +171,8 @@ def test_retrieval_is_top_k_oldest_first():
     found = store.retrieve(1, scores)
     assert found.created.tolist() == sorted(found.created.tolist())
     assert sorted(found.scores.tolist()) == sorted(scores.topk(16).values.tolist())
-    assert torch.equal(found.values[:, 0], found.created * 10.0 + 1)
+    values, created = store.layers[1].take(1, found.positions)
+    assert torch.equal(created, found.created) and torch.equal(values[:, 0], created * 10.0 + 1)
 
 
 class _File:

@@ -19,7 +19,7 @@ TEXT = book(8)
 
 def retrieved(created: list[int], scores: list[float]) -> list[Retrieved]:
     """One row of one layer."""
-    return [Retrieved(torch.empty(0), torch.tensor(created), torch.tensor(scores), torch.tensor(created))]
+    return [Retrieved(torch.tensor(created), torch.tensor(scores), torch.tensor(created))]
 
 
 @pytest.fixture
