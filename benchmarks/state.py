@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from core import CHUNK, build, tokens  # noqa: E402
 
 from mplus_cli.core.allocator import keep_freed_memory  # noqa: E402
-from mplus_cli.core.memory_state import MemoryState  # noqa: E402
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM  # noqa: E402
+from mplus_cli.core.state.memory_state import MemoryState  # noqa: E402
 
 
 def make(folder: Path, gigabytes: float) -> Path:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mplus_cli.core.configuration_mplus import MPlusConfig
     from mplus_cli.core.loading import load_tokenizer
     from mplus_cli.core.memory import Memory
-    from mplus_cli.core.memory_state import MemoryState
+    from mplus_cli.core.state.memory_state import MemoryState
     from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 
 __all__ = ["MPlusConfig", "MPlusForCausalLM", "Memory", "MemoryState", "__version__", "load_tokenizer"]
@@ -25,7 +25,7 @@ _HOME = {
     "MPlusConfig": "mplus_cli.core.configuration_mplus",
     "MPlusForCausalLM": "mplus_cli.core.modeling_mplus",
     "Memory": "mplus_cli.core.memory",
-    "MemoryState": "mplus_cli.core.memory_state",
+    "MemoryState": "mplus_cli.core.state.memory_state",
     "load_tokenizer": "mplus_cli.core.loading",
 }
 

@@ -78,7 +78,7 @@ def test_direction(path):
 @pytest.mark.parametrize("path", [p for p in FILES if part_of(module_name(p)) in TOP | LEAVES], ids=lambda p: p.name)
 def test_the_command_line_imports_heavy_libraries_only_inside_functions(path):
     heavy = {"torch", "transformers", "peft", "numpy", "safetensors", "mplus_cli.core", "mplus_cli.inference.models"}
-    heavy |= {"mplus_cli.inference.session", "mplus_cli.inference.answering", "mplus_cli.core.memory_state"}
+    heavy |= {"mplus_cli.inference.session", "mplus_cli.inference.answering", "mplus_cli.core.state.memory_state"}
     assert imports(path.read_text(), top_level_only=True) & heavy == set()
 
 

@@ -22,7 +22,7 @@ def show(
     state: StateArgument = None, json: JsonFlag = False, quiet: QuietFlag = False, verbose: VerboseFlag = False
 ) -> None:
     """What a memory file holds: sources, fill, ages, sizes, the model it belongs to."""
-    from mplus_cli.core.memory_state import MemoryState
+    from mplus_cli.core.state.memory_state import MemoryState
     from mplus_cli.inference.locate import find_state
 
     path = find_state(state)
@@ -36,7 +36,7 @@ def verify(
     state: StateArgument = None, json: JsonFlag = False, quiet: QuietFlag = False, verbose: VerboseFlag = False
 ) -> None:
     """Check every checksum of a memory file."""
-    from mplus_cli.core.memory_state import MemoryState
+    from mplus_cli.core.state.memory_state import MemoryState
     from mplus_cli.inference.locate import find_state
 
     path = find_state(state)
@@ -71,7 +71,7 @@ def compact(
     verbose: VerboseFlag = False,
 ) -> None:
     """Rewrite a memory file without what memory no longer holds."""
-    from mplus_cli.core.memory_state import MemoryState
+    from mplus_cli.core.state.memory_state import MemoryState
 
     with MemoryState.open(state, writable=True) as opened:
         saved = opened.compact()

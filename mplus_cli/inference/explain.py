@@ -16,7 +16,7 @@ import torch
 
 from mplus_cli.core.long_term_memory import Retrieved
 from mplus_cli.core.memory import Memory
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.sources import read_source
 from mplus_cli.errors import MPlusError
 

@@ -27,7 +27,7 @@ from mplus_cli.data.sources import Source
 from mplus_cli.inference.devices import resident_memory
 
 if TYPE_CHECKING:
-    from mplus_cli.core.memory_state import MemoryState
+    from mplus_cli.core.state.memory_state import MemoryState
 
 COMMIT_SECONDS = 2.0
 COMMIT_BYTES = 64_000_000

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.sources import Source
 from mplus_cli.errors import StateError
 from mplus_cli.inference.injection import Injection, InjectProgress, InjectReport

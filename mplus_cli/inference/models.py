@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from mplus_cli.core.allocator import keep_freed_memory
 from mplus_cli.core.loading import load_tokenizer
-from mplus_cli.core.memory_state import MemoryState
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.inference.devices import Placement, choose_placement, limit_threads
 from mplus_cli.inference.locate import BUNDLED_MODEL, model_folder
 

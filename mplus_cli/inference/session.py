@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mplus_cli.core.long_term_memory import Retrieved
 from mplus_cli.core.memory import Memory
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.sources import Source
 from mplus_cli.inference.answering import Answer, AnswerSettings, answer
 from mplus_cli.inference.explain import Passage, explain

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mplus_cli.core.long_term_memory import Retrieved
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.sources import Source
 from mplus_cli.inference.explain import explain
 from mplus_cli.inference.injection import Injection

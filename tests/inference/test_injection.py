@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.chunking import chunks
 from mplus_cli.data.sources import Source
 from mplus_cli.inference import injection

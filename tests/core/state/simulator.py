@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mplus_cli.core.state_frame import Block, Content
-from mplus_cli.core.state_store import StateStore
+from mplus_cli.core.state.frame import Block, Content
+from mplus_cli.core.state.store import StateStore
 
 LAYERS, WIDTH, KEY, SHORT, CAPACITY = 2, 8, 3, 12, 20
 

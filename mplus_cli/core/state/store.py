@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mplus_cli.core.state_file import StateFile
-from mplus_cli.core.state_frame import DTYPES, Content, Frame
-from mplus_cli.core.state_log import StateLog
-from mplus_cli.core.state_values import ValueMap
-from mplus_cli.core.state_writer import StateWriter
+from mplus_cli.core.state.file import StateFile
+from mplus_cli.core.state.frame import DTYPES, Content, Frame
+from mplus_cli.core.state.log import StateLog
+from mplus_cli.core.state.values import ValueMap
+from mplus_cli.core.state.writer import StateWriter
 from mplus_cli.errors import StateError
 
 ROWS = 4096  # rows that are moved at a time

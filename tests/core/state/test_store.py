@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mplus_cli.core import state_report
-from mplus_cli.core.state_rewrite import compact, forget
-from mplus_cli.core.state_store import StateStore
+from mplus_cli.core.state import report
+from mplus_cli.core.state.rewrite import compact, forget
+from mplus_cli.core.state.store import StateStore
 from mplus_cli.errors import StateError
-from tests.core.state_simulator import KEY, LAYERS, WIDTH, Simulator, content_of
+from tests.core.state.simulator import KEY, LAYERS, WIDTH, Simulator, content_of
 
 STEPS = st.lists(
     st.one_of(st.integers(1, 7), st.sampled_from(["commit", "reopen", "compact", "note"])), min_size=1, max_size=25
@@ -52,7 +52,7 @@ def test_the_file_holds_what_the_reference_holds(steps, seed, initial, capacity)
                 store = StateStore.open(path, writable=True)
             elif step == "compact":
                 compact(store)
-                assert state_report.dead_bytes(store.file, store.log) == 0
+                assert report.dead_bytes(store.file, store.log) == 0
             with_reader = StateStore.open(path)
             assert content_of(store) == content_of(with_reader) == memory.content()
             assert with_reader.log.job == step and store.digest() == with_reader.digest()
@@ -118,7 +118,7 @@ def test_forget_leaves_nothing_of_a_source_and_everything_of_the_others(tmp_path
     of_diary = {c for part in (memory.short, memory.long) for layer in part for c, value, _ in layer if value in secret}
     assert of_diary and any(value in path.read_bytes() for value in secret)
     before = content_of(store)
-    report = forget(store, "diary", make_keys)
+    proof = forget(store, "diary", make_keys)
     store.close()
 
     raw = path.read_bytes()
@@ -133,9 +133,9 @@ def test_forget_leaves_nothing_of_a_source_and_everything_of_the_others(tmp_path
         assert short[layer] == old_short[len(moved) :]
         keyed = [(*token, make_keys(layer, np.frombuffer(token[1], np.uint8)[None]).tobytes()) for token in moved]
         assert long[layer] == ((old_long + keyed)[-capacity:] if capacity else [])
-    assert report["left"] == 0 and report["writes"] == 5 and again.log.job is None
-    assert report["values"] == sum(map(len, short)) + sum(map(len, long)) == again.values.total
-    assert {s["source"] for s in state_report.sources(again.log)} == {"novel", "letters"}
+    assert proof["left"] == 0 and proof["writes"] == 5 and again.log.job is None
+    assert proof["values"] == sum(map(len, short)) + sum(map(len, long)) == again.values.total
+    assert {s["source"] for s in report.sources(again.log)} == {"novel", "letters"}
     again.verify()
     again.close()
 
@@ -187,19 +187,19 @@ def test_sources_ages_and_sizes(tmp_path):
     for number in range(10):
         memory.write(4, ["a", "b"][number >= 5])
         memory.commit_to(store)
-    a, b = state_report.sources(store.log)
+    a, b = report.sources(store.log)
     assert (a["source"], a["writes"], a["tokens"], a["start"], a["end"]) == ("a", 5, 20, 0, 4)
     for entry, low, high in ((a, 0, 20), (b, 20, 40)):
         for name, part in (("short_term", memory.short), ("long_term", memory.long)):
             assert entry[name] == sum(low <= token.created < high for layer in part for token in layer)
-    rows = state_report.ages(store.log)
+    rows = report.ages(store.log)
     for name, part in (("short_term", memory.short), ("long_term", memory.long)):
         held = [memory.created - 1 - token.created for layer in part for token in layer]
         assert [row[name] for row in rows] == [sum(r["from"] <= age < r["to"] for age in held) for r in rows]
         assert sum(row[name] for row in rows) == len(held)
     stored = (4 * LAYERS + 40 * LAYERS) * 4 * WIDTH + (40 + 4 - 12) * LAYERS * 4 * KEY
     alive = 12 * LAYERS * 4 * WIDTH + 20 * LAYERS * 4 * (WIDTH + KEY)
-    assert state_report.dead_bytes(store.file, store.log) == stored - alive
+    assert report.dead_bytes(store.file, store.log) == stored - alive
     store.close()
 
 

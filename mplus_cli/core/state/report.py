@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mplus_cli.core.state_file import StateFile
-from mplus_cli.core.state_frame import DTYPES
-from mplus_cli.core.state_log import StateLog
-from mplus_cli.core.state_superblock import FORMAT_VERSION
+from mplus_cli.core.state.file import StateFile
+from mplus_cli.core.state.frame import DTYPES
+from mplus_cli.core.state.log import StateLog
+from mplus_cli.core.state.superblock import FORMAT_VERSION
 
 
 def sources(log: StateLog) -> list[dict[str, Any]]:

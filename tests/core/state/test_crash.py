@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from mplus_cli.core import state_writer
-from mplus_cli.core.state_rewrite import compact
-from mplus_cli.core.state_store import StateStore
+from mplus_cli.core.state import writer
+from mplus_cli.core.state.rewrite import compact
+from mplus_cli.core.state.store import StateStore
 from mplus_cli.errors import StateError
-from tests.core.state_simulator import Simulator, content_of
+from tests.core.state.simulator import Simulator, content_of
 
 SECTOR = 512
 
 
 def test_sigkill_at_random_moments(tmp_path):
     """Sixty kills while creating, committing and compacting, of a real process on a real disk."""
-    command = [sys.executable, "-m", "tests.core.state_kill_writer", str(tmp_path / "mem.pt"), "60", "11"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "tests.core.state.kill_writer", str(tmp_path / "mem.pt"), "60", "11"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["kills"] == 60 and seen["commits"] > 10  # however slow the machine, real work was cut short
@@ -44,7 +44,7 @@ class Disk:
         note = self.operations.append
         monkeypatch.setattr(os, "pwrite", lambda f, b, at: note(("write", at, bytes(b))) or pwrite(f, b, at))
         monkeypatch.setattr(os, "ftruncate", lambda f, size: note(("cut", size)) or truncate(f, size))
-        monkeypatch.setattr(state_writer, "_sync", lambda f: note(("sync",)))
+        monkeypatch.setattr(writer, "_sync", lambda f: note(("sync",)))
 
     def after_power_failure(self, before: bytes, count: int, chance: random.Random) -> bytes:
         """The file when the power failed after `count` operations."""
@@ -109,9 +109,9 @@ def test_power_failure_while_compacting_keeps_the_old_file(tmp_path, monkeypatch
         memory.commit_to(store)
     store.writer.publish()
     order: list[str] = []
-    replace, sync, directory = os.replace, state_writer._sync, state_writer._sync_directory
-    monkeypatch.setattr(state_writer, "_sync", lambda f: order.append("sync") or sync(f))
-    monkeypatch.setattr(state_writer, "_sync_directory", lambda p: order.append("sync directory") or directory(p))
+    replace, sync, directory = os.replace, writer._sync, writer._sync_directory
+    monkeypatch.setattr(writer, "_sync", lambda f: order.append("sync") or sync(f))
+    monkeypatch.setattr(writer, "_sync_directory", lambda p: order.append("sync directory") or directory(p))
 
     def renamed(source, target) -> None:
         order.append("rename")

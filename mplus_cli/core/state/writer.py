@@ -1,4 +1,4 @@
-"""Making and extending memory state files: the only code that writes them. Format and guarantees: see `state_file`."""
+"""Making and extending memory state files: the only code that writes them. Format and guarantees: see `file`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mplus_cli.core.state_file import StateFile, unopenable
-from mplus_cli.core.state_frame import Content, Frame, write_frame
-from mplus_cli.core.state_lock import StateLock, is_at, unwritable
-from mplus_cli.core.state_superblock import SLOT_SIZE, Slot
+from mplus_cli.core.state.file import StateFile, unopenable
+from mplus_cli.core.state.frame import Content, Frame, write_frame
+from mplus_cli.core.state.lock import StateLock, is_at, unwritable
+from mplus_cli.core.state.superblock import SLOT_SIZE, Slot
 from mplus_cli.errors import StateError
 
 

@@ -9,9 +9,9 @@ from zlib import crc32
 
 import numpy as np
 
-from mplus_cli.core.state_file import StateFile
-from mplus_cli.core.state_frame import DTYPES, Frame
-from mplus_cli.core.state_log import Growing, StateLog
+from mplus_cli.core.state.file import StateFile
+from mplus_cli.core.state.frame import DTYPES, Frame
+from mplus_cli.core.state.log import Growing, StateLog
 
 # Pages around a touched one get mapped too, up to megabytes where the kernel caches in large pieces. So rows are
 # gathered a few at a time, and the mapping lets go of its pages (not the kernel's cache) after each group.

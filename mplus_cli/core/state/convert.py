@@ -1,4 +1,4 @@
-"""From a live Memory to the frames of a state file and back. What the tensors mean: see `state_log`."""
+"""From a live Memory to the frames of a state file and back. What the tensors mean: see `log`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mplus_cli.core.state_frame import DTYPES, NAMES, Block, Content
-from mplus_cli.core.state_log import StateLog
-from mplus_cli.core.state_store import ROWS, StateStore
+from mplus_cli.core.state.frame import DTYPES, NAMES, Block, Content
+from mplus_cli.core.state.log import StateLog
+from mplus_cli.core.state.store import ROWS, StateStore
 from mplus_cli.errors import StateError
 
 if TYPE_CHECKING:

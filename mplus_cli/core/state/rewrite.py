@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mplus_cli.core.state_frame import DTYPES, Block, Content
-from mplus_cli.core.state_store import ROWS, StateStore
+from mplus_cli.core.state.frame import DTYPES, Block, Content
+from mplus_cli.core.state.store import ROWS, StateStore
 from mplus_cli.errors import StateError
 
 MakeKeys = Callable[[int, np.ndarray], np.ndarray]  # (layer, bytes of values [k, row_bytes]) -> retrieval keys [k, r]

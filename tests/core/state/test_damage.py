@@ -18,16 +18,16 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from mplus_cli.core import state_writer
-from mplus_cli.core.state_file import StateFile
-from mplus_cli.core.state_frame import Block, Content
-from mplus_cli.core.state_store import StateStore
-from mplus_cli.core.state_superblock import FORMAT_VERSION, SLOT_SIZE, Slot
-from mplus_cli.core.state_writer import StateWriter
+from mplus_cli.core.state import writer
+from mplus_cli.core.state.file import StateFile
+from mplus_cli.core.state.frame import Block, Content
+from mplus_cli.core.state.store import StateStore
+from mplus_cli.core.state.superblock import FORMAT_VERSION, SLOT_SIZE, Slot
+from mplus_cli.core.state.writer import StateWriter
 from mplus_cli.errors import StateError
-from tests.core.state_simulator import LAYERS, Simulator, content_of
+from tests.core.state.simulator import LAYERS, Simulator, content_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_a_forged_tensor_table_is_refused(state, table):
 def test_a_second_writer_is_told_who_has_it_and_readers_are_not_hindered(state):
     path, memory = state
     code = (
-        "import sys; from mplus_cli.core.state_store import StateStore\n"
+        "import sys; from mplus_cli.core.state.store import StateStore\n"
         "store = StateStore.open(sys.argv[1], writable=True); print('open', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
@@ -436,7 +436,7 @@ def test_a_failing_disk_loses_nothing(state, monkeypatch, good_writes, code):
     memory.write(4, "more")
     content = memory.commit()
     if good_writes == 8:
-        monkeypatch.setattr(state_writer, "_sync", fail)
+        monkeypatch.setattr(writer, "_sync", fail)
     else:
         monkeypatch.setattr(os, "pwrite", failing)
     with pytest.raises(StateError, match="No room" if code == errno.ENOSPC else "cannot be written") as error:

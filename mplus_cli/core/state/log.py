@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from mplus_cli.core.state_frame import Frame
+from mplus_cli.core.state.frame import Frame
 
 
 class Growing:

@@ -15,7 +15,7 @@ writer left; readers ignore them and the next writer cuts them off. A slot in wh
 are mixed was being written when the power failed; the frame that it commits was on disk by then, and counts. Any
 other flaw of a slot is damage, and damage is refused, never rolled back.
 
-This module opens and reads; `state_writer` makes and extends.
+This module opens and reads; `writer` makes and extends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 from zlib import crc32
 
-from mplus_cli.core.state_frame import Frame, FrameError, read_frame
-from mplus_cli.core.state_superblock import (
+from mplus_cli.core.state.frame import Frame, FrameError, read_frame
+from mplus_cli.core.state.superblock import (
     FIRST_FRAME,
     FORMAT_VERSION,
     MAGIC,

@@ -1,4 +1,4 @@
-"""Writes a memory state for ever, to be killed: `python -m tests.core.state_kill_writer PATH KILLS SEED`.
+"""Writes a memory state for ever, to be killed: `python -m tests.core.state.kill_writer PATH KILLS SEED`.
 
 Forks a writer, kills it after a random moment, and checks the file, again and again. Imports no torch, so that forking
 is cheap and safe. Prints JSON: kills, commits, and how often the file was not there yet, was ahead of what had been
@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mplus_cli.core.state_rewrite import compact
-from mplus_cli.core.state_store import StateStore
-from tests.core.state_simulator import Simulator, content_of
+from mplus_cli.core.state.rewrite import compact
+from mplus_cli.core.state.store import StateStore
+from tests.core.state.simulator import Simulator, content_of
 
 INITIAL, CAPACITY = (5, 3), 15
 

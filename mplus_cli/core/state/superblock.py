@@ -1,4 +1,4 @@
-"""The two superblock slots of a memory state file: where the last commit ends. Layout: see `state_file`."""
+"""The two superblock slots of a memory state file: where the last commit ends. Layout: see `file`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     memory = MemoryState.open("mem.pt").load_memory(model)
 
 The file is a log: a commit appends what the writes since the last one made and dropped, whatever is stored already.
-Container and guarantees: `state_file`. Tensors: `state_log`. Nothing in the file is ever run or unpickled.
+Container and guarantees: `file`. Tensors: `log`. Nothing in the file is ever run or unpickled.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from mplus_cli.core import state_report, state_rewrite
 from mplus_cli.core.memory import Memory
-from mplus_cli.core.state_convert import (
+from mplus_cli.core.state import report, rewrite
+from mplus_cli.core.state.convert import (
     TORCH_DTYPES,
     StoredValues,
     base_content,
@@ -33,8 +33,8 @@ from mplus_cli.core.state_convert import (
     to_numpy,
     to_torch,
 )
-from mplus_cli.core.state_store import RELOAD, StateStore
-from mplus_cli.core.state_superblock import Slot
+from mplus_cli.core.state.store import RELOAD, StateStore
+from mplus_cli.core.state.superblock import Slot
 from mplus_cli.errors import StateError
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class MemoryState:
         return self._store.log.created_total
 
     def sources(self) -> list[dict[str, Any]]:
-        """Every source in order of its first write. See `state_report.sources`."""
-        return state_report.sources(self._store.log)
+        """Every source in order of its first write. See `report.sources`."""
+        return report.sources(self._store.log)
 
     def provenance(self, created: torch.Tensor | np.ndarray | list[int]) -> list[dict | None]:
         """Notes of the writes that made memory tokens, by creation index; None for those that a checkpoint carried."""
@@ -147,8 +147,8 @@ class MemoryState:
         return [None if number < 0 else log.notes[number] for number in numbers]
 
     def summary(self) -> dict[str, Any]:
-        """Sizes, fills, counts, ages. See `state_report.summary`."""
-        return state_report.summary(self._store.file, self._store.log)
+        """Sizes, fills, counts, ages. See `report.summary`."""
+        return report.summary(self._store.file, self._store.log)
 
     def digest(self) -> str:
         """sha256 over the memory's content and order. Reads everything.
@@ -174,7 +174,7 @@ class MemoryState:
     @property
     def dead_bytes(self) -> int:
         """Bytes of values and keys that memory no longer holds, which `compact` gives back."""
-        return state_report.dead_bytes(self._store.file, self._store.log)
+        return report.dead_bytes(self._store.file, self._store.log)
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class MemoryState:
             Bytes saved.
         """
         before, agreed = self._store.writer.tip, list(_AGREED.items())
-        state_rewrite.compact(self._store)
+        rewrite.compact(self._store)
         for memory, tips in agreed:
             if tips.get(self._row) == before:
                 self._agree(memory)
@@ -288,7 +288,7 @@ class MemoryState:
 
     @classmethod
     def forget(cls, path: str | os.PathLike[str], source: str, model: MPlusForCausalLM | None = None) -> dict[str, Any]:
-        """Remove everything that a source put into a state, and prove it. See `state_rewrite.forget`.
+        """Remove everything that a source put into a state, and prove it. See `rewrite.forget`.
 
         Args:
             source: name or sha256, as `sources` gives them.
@@ -297,9 +297,9 @@ class MemoryState:
         with cls.open(path, writable=True) as state:
             if model is not None:
                 state.check_model(model)
-            return state_rewrite.forget(state._store, source, state._key_maker(model))
+            return rewrite.forget(state._store, source, state._key_maker(model))
 
-    def _key_maker(self, model: MPlusForCausalLM | None) -> state_rewrite.MakeKeys:
+    def _key_maker(self, model: MPlusForCausalLM | None) -> rewrite.MakeKeys:
         log = self._store.log
 
         def make(layer: int, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mplus_cli.core.memory import Memory
-from mplus_cli.core.memory_state import MemoryState
+from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.errors import StateError
 from tests.core.helpers import MEMORY, random_ids, tiny_config, tiny_model
 
@@ -444,7 +444,7 @@ def test_memory_use_and_file_growth_are_flat(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["oldest", "short-term-only"])
 def test_the_reader_in_the_readme_reads_what_load_memory_loads(tmp_path, dtype, kind):
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).parents[3] / "README.md"
     code = re.search(r"```python\n(def read_memory\(.*?)```", readme.read_text(), re.DOTALL)
     assert code, "the README shows no reader"
     imports = "import struct\nimport numpy as np\nfrom safetensors.numpy import load\n"
