@@ -6,7 +6,6 @@ or in which order; documents with the same key are exact duplicates.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -15,24 +14,14 @@ from pathlib import Path
 
 from mplus_cli.data.building.corpus import Corpus, CorpusFile
 from mplus_cli.data.building.engine import Step
+from mplus_cli.data.building.identity import document_id, sampling_key
 from mplus_cli.data.building.lengths import LengthBounds, TokenCounter, load_counter
 from mplus_cli.data.building.manifest import Tokenizer
 from mplus_cli.data.building.rows import BadRows, Fields, Row, read_rows
 from mplus_cli.data.building.shards import atomic_write
 
-ID_BYTES = 16
 _BATCH_CHARACTERS = 1 << 18
 _RUN_ENTRIES = 100_000
-
-
-def document_id(text: str) -> str:
-    """The identity of a document: a hash of its text (32 hex digits)."""
-    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()
-
-
-def sampling_key(identity: str, seed: int) -> str:
-    """The place of a document in the order of a seed (32 hex digits)."""
-    return hashlib.blake2b(identity.encode(), digest_size=ID_BYTES, key=str(seed).encode()).hexdigest()
 
 
 @dataclass(frozen=True, order=True)
