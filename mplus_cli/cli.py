@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from mplus_cli import __version__
-from mplus_cli.commands import ask, build_data, inject, memory
+from mplus_cli.commands import ask, build_data, inject, memory, train
 from mplus_cli.commands.options import JsonFlag, QuietFlag, VerboseFlag
 from mplus_cli.console import output
 from mplus_cli.errors import MPlusError
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("inject")(inject.inject)
 app.command("ask")(ask.ask)
 app.add_typer(memory.app, name="memory")
+app.command("train")(train.train)
 app.add_typer(build_data.app, name="build-data")
 
 
