@@ -75,6 +75,7 @@ def time_writes(model: MPlusForCausalLM, memory, count: int) -> list[float]:
     return [timed(lambda: model.inject(tokens(CHUNK), memory)) for _ in range(count)]
 
 
+@torch.inference_mode()  # as `mplus ask`
 def ask(model: MPlusForCausalLM, memory, new_tokens: int) -> float:
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return timed(lambda: model.generate(tokens(QUESTION), memory=memory, max_new_tokens=new_tokens, **options))

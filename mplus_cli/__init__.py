@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mplus_cli.core.configuration_mplus import MPlusConfig
     from mplus_cli.core.loading import load_tokenizer
     from mplus_cli.core.memory import Memory
-    from mplus_cli.core.state.memory_state import MemoryState
     from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+    from mplus_cli.core.state.memory_state import MemoryState
 
 __all__ = ["MPlusConfig", "MPlusForCausalLM", "Memory", "MemoryState", "__version__", "load_tokenizer"]
 

@@ -37,32 +37,46 @@ def prefix_attention(
         bias = causal_lower_right(length, key.shape[2])
         out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scaling, enable_gqa=groups > 1)
         return out.transpose(1, 2).contiguous(), None
-    if attention_mask is None and length > 1:
-        attention_mask = causal_mask(length, key.shape[2], query.dtype, query.device)
     # Query heads that share a key/value head become further query rows of that head.
     folded = query.reshape(batch, heads // groups, groups * length, width)
+    if query.is_cpu and fits_cache(batch * heads * length, key.shape[2]):
+        scaled = folded * (width**-0.5 if scaling is None else scaling)
+        out = _matmul_attention(scaled, key, value, attention_mask, groups)
+        return out.reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    if attention_mask is None and length > 1:
+        attention_mask = causal_mask(length, key.shape[2], query.dtype, query.device)
     if attention_mask is not None and groups > 1:
         attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    if query.is_cpu and not torch.is_grad_enabled() and folded[..., 0].numel() * key.shape[2] <= SMALL:
-        out = _matmul_attention(folded, key, value, attention_mask, width**-0.5 if scaling is None else scaling)
-    else:
-        out = F.scaled_dot_product_attention(folded, key, value, attention_mask, dropout, scale=scaling)
+    out = F.scaled_dot_product_attention(folded, key, value, attention_mask, dropout, scale=scaling)
     return out.reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, prefix_attention)
 
 
+def fits_cache(rows: int, total: int) -> bool:
+    """Whether a CPU should form the weights of `rows` queries (batch, heads, tokens) on `total` keys; no autograd."""
+    return not torch.is_grad_enabled() and rows * total <= SMALL
+
+
 def _matmul_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, groups: int
 ) -> torch.Tensor:
-    """Attention as two matrix products: on a CPU faster than the fused kernel while the weights fit the cache."""
-    flat = (query * scaling).flatten(0, 1)
-    keys = key.flatten(0, 1).transpose(1, 2)
-    weights = torch.bmm(flat, keys).view(*query.shape[:3], key.shape[2])
+    """Attention as two matrix products: on a CPU faster than the fused kernel while the weights fit the cache.
+
+    Args:
+        query: [B, H_kv, groups * Q, D], scaled. mask: additive [B or 1, 1, Q, T]; None for causal, where only the last
+            Q keys can be hidden from anyone.
+    """
+    length, total = query.shape[2] // groups, key.shape[2]
+    weights = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    weights = weights.view(*query.shape[:2], groups, length, total)
     if mask is not None:
-        weights += mask
-    return torch.bmm(weights.softmax(-1).flatten(0, 1), value.flatten(0, 1)).view(query.shape)
+        weights += mask.unsqueeze(2)
+    elif length > 1:
+        weights[..., total - length :] += causal_mask(length, length, query.dtype, query.device)
+    weights = weights.softmax(-1).view(-1, groups * length, total)
+    return torch.bmm(weights, value.flatten(0, 1)).view(query.shape)
 
 
 def causal_mask(length: int, total: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

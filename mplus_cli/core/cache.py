@@ -94,6 +94,7 @@ class MemoryCache(Cache):
         offset: int64 [B], position of the first text token of each row.
         prefix_valid: bool [B, P], which prefix entries exist in each row, or None when all do.
         text_valid: bool [B, n], which cached text tokens exist.
+        tables: cos and sin of the prefix's positions, two [1, P, D].
         source: what the prefix was made from, for reuse (see `prefix.MemoryPrefix`).
         complete: whether every layer's prefix has been loaded.
         superseded: whether a later read took over the buffers, so that this cache must not be continued.
@@ -106,6 +107,7 @@ class MemoryCache(Cache):
         self.offset: torch.Tensor | None = None
         self.prefix_valid: torch.Tensor | None = None
         self.text_valid: torch.Tensor | None = None
+        self.tables: tuple[torch.Tensor, torch.Tensor] | None = None
         self.source: tuple | None = None
         self.complete = False
         self.superseded = False

@@ -13,7 +13,8 @@ from mplus_cli.core.configuration_mplus import MPlusConfig
 
 BLOCK_BYTES = 32 << 20  # reserved at a time, at most
 BLOCK_ROWS = 1 << 12, 1 << 16  # in a block, at least and at most
-BLOCKS = 16  # in a full store: what is reserved beyond its capacity stays small
+BLOCKS = 16  # of values in a full store: what is reserved beyond its capacity stays small
+KEY_BLOCKS = 4  # of keys: scored block by block, so fewer
 
 
 class MappedRows(Protocol):
@@ -37,10 +38,10 @@ class BlockList:
         dtype: torch.dtype,
         device: torch.device,
         pin: bool = False,
-        capacity: int = BLOCKS * BLOCK_ROWS[1],
+        most: int = BLOCK_ROWS[1],
     ) -> None:
         self.shape, self.dtype, self.device, self.pin = shape, dtype, device, pin
-        rows = min(max(capacity // BLOCKS, BLOCK_ROWS[0]), BLOCK_ROWS[1])
+        rows = min(max(most, BLOCK_ROWS[0]), BLOCK_ROWS[1])
         rows = min(rows, BLOCK_BYTES // (math.prod(shape) * dtype.itemsize))
         self.block = 1 << max(0, rows.bit_length() - 1)  # rows
         self.start = self.end = 0
@@ -113,8 +114,8 @@ class LayerStore:
     def __init__(self, config: MPlusConfig, width: int, dtype: torch.dtype, device: torch.device) -> None:
         cpu = torch.device("cpu")
         capacity = config.long_term_capacity
-        self.values = BlockList((width,), dtype, cpu, pin=device.type == "cuda", capacity=capacity)
-        self.keys = BlockList((config.retriever_size,), dtype, device, capacity=capacity)
+        self.values = BlockList((width,), dtype, cpu, pin=device.type == "cuda", most=capacity // BLOCKS)
+        self.keys = BlockList((config.retriever_size,), dtype, device, most=capacity // KEY_BLOCKS)
         self.created = BlockList((), torch.int64, cpu)
         self.recall_frequency = torch.empty(0)
         self.mapped: MappedRows | None = None

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mplus_cli.core.adapters import READ, WRITE, Adapter, AdapterSwitch
-from mplus_cli.core.attention import causal_mask, padded_mask
+from mplus_cli.core.attention import causal_mask, fits_cache, padded_mask
 from mplus_cli.core.backbones import FAMILIES, build_backbone, project_memory, rotate
 from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.configuration_mplus import MPlusConfig
@@ -259,8 +259,10 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         holes = cache.prefix_valid is not None or not bool(text.all())
         total = cache.prefix_length + text.shape[1]
         if not holes:
-            # Fused CUDA kernels know the bottom-right causal mask; elsewhere it is made once for all layers.
-            implied = self.attn_implementation != "eager" and (text.is_cuda or length == 1)
+            # Where attention does not know the bottom-right causal mask it is made once for all layers.
+            rows = text.shape[0] * self.config.text_config.num_attention_heads * length
+            known = text.is_cuda or length == 1 or (text.is_cpu and fits_cache(rows, total))
+            implied = self.attn_implementation != "eager" and known
             return None if implied else causal_mask(length, total, dtype, text.device)
         valid = cache.prefix_valid
         if valid is None:

@@ -91,7 +91,6 @@ class MemoryPrefix:
         self.length = self.width_short + self.width_long
         self.offset = torch.tensor([1 + f + c for f, c in zip(self.fills, self.counts, strict=True)], device=device)
         self.valid = self._valid(device)
-        self.cos, self.sin = model.position_tables(torch.arange(self.length, device=device)[None])
         self.reuse = not torch.is_grad_enabled()  # in-place buffers and autograd do not go together
         self.stale = True
         memory.last_retrieval = []
@@ -103,16 +102,24 @@ class MemoryPrefix:
         source = (self.memory.version, torch.is_inference_mode_enabled(), *self.model.key_value_version())
         if not self.reuse:
             cache.layers = [PrefixLayer() for _ in self.model.model.layers]
+            self._make_tables(cache)
             return
         cache.layers = [BufferLayer() for _ in self.model.model.layers]
         if before is not None:
             before.superseded = True
             self.stale = not before.complete or before.source != source
-            cache.layers = cache.layers if self.stale else before.layers
+            if not self.stale:
+                cache.layers, cache.tables = before.layers, before.tables
         for layer in cast(list[BufferLayer], cache.layers):
             layer.begin_text()
         cache.source, self.memory.read_cache = source, cache
         self.memory.retrieved_rows.use(source[1:])
+        self._make_tables(cache)
+
+    def _make_tables(self, cache: MemoryCache) -> None:
+        if cache.tables is None:
+            cache.tables = self.model.position_tables(torch.arange(self.length, device=self.model.device)[None])
+        self.cos, self.sin = cache.tables
 
     def load(self, index: int, hidden: torch.Tensor, cache: MemoryCache) -> None:
         layer: Any = cache.layers[index]

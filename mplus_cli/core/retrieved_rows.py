@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -46,7 +47,8 @@ class RetrievedRows:
         if held is None or not len(held.positions):
             rows = project(positions)
         else:
-            at = torch.searchsorted(held.positions, positions).clamp_(max=len(held.positions) - 1)
+            found = np.searchsorted(held.positions.numpy(), positions.numpy())  # torch's takes eight times as long
+            at = torch.from_numpy(found).clamp_(max=len(held.positions) - 1)
             new = (held.positions[at] != positions).nonzero().squeeze(1)
             rows = held.rows.index_select(0, held.order[at].to(held.rows.device))
             if len(new):

@@ -84,17 +84,18 @@ def answer(
     )
     set_seed(settings.seed)
     start = time.monotonic()
-    model.generate(
-        torch.tensor([ids], device=model.device),
-        memory=memory,
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
-        max_new_tokens=settings.max_new_tokens,
-        streamer=stream,
-        stopping_criteria=StoppingCriteriaList([stream.criterion()]),
-        eos_token_id=ends or None,
-        pad_token_id=0,  # the one row has no padding; naming an id keeps `generate` from warning
-        **sampling,
-    )
+    with torch.inference_mode():  # less bookkeeping per operation than no_grad: some 5% of a question on a CPU
+        model.generate(
+            torch.tensor([ids], device=model.device),
+            memory=memory,
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+            max_new_tokens=settings.max_new_tokens,
+            streamer=stream,
+            stopping_criteria=StoppingCriteriaList([stream.criterion()]),
+            eos_token_id=ends or None,
+            pad_token_id=0,  # the one row has no padding; naming an id keeps `generate` from warning
+            **sampling,
+        )
     return Answer(
         text=stream.text.strip(),
         prompt=prompt,
