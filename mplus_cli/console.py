@@ -7,6 +7,7 @@ the lines are plain: no colours, no cursor movement, no wrapping. Rich is import
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -112,10 +113,11 @@ class Progress:
     Args:
         label: what is being done, a few words.
         total: amount of work in any unit; `update` is given how much of it is done.
+        unit: a plural such as "rows", or "bytes", to show the rate in; without it `detail` says what matters.
     """
 
-    def __init__(self, label: str, total: float) -> None:
-        self.label, self.total = label, max(total, 1e-9)
+    def __init__(self, label: str, total: float, unit: str = "") -> None:
+        self.label, self.total, self.unit = label, max(total, 1e-9), unit
         self.start = time.monotonic()
         self.base: float | None = None
         self._next_line = self.start + PROGRESS_AFTER_SECONDS
@@ -135,14 +137,26 @@ class Progress:
         now = time.monotonic()
         if output.quiet or now - self.start < PROGRESS_AFTER_SECONDS:
             return
+        detail = ", ".join(filter(None, (detail, self._rate(done, now))))
         if is_terminal(sys.stderr):
             self._draw(done, detail)
         elif not output.json and now >= self._next_line:
             self._next_line = now + PLAIN_PROGRESS_SECONDS
             sys.stderr.write(f"{self.label}: {done / self.total:.0%} {detail}, {self._left(done, now)} left\n")
 
+    def _speed(self, done: float, now: float) -> float:
+        return (done - (self.base or 0.0)) / max(now - self.start, 1e-9)
+
+    def _rate(self, done: float, now: float) -> str:
+        if not self.unit:
+            return ""
+        speed = self._speed(done, now)
+        if self.unit == "bytes":
+            return f"{size(speed)}/s"
+        return f"{speed:,.{0 if speed >= 10 or not speed else 1}f} {self.unit}/s"
+
     def _left(self, done: float, now: float) -> str:
-        speed = (done - (self.base or 0.0)) / max(now - self.start, 1e-9)
+        speed = self._speed(done, now)
         return duration((self.total - done) / speed) if speed > 0 else "?"
 
     def _draw(self, done: float, detail: str) -> None:
@@ -184,7 +198,9 @@ def size(count: float) -> str:
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
-    """A plain aligned table: the first column to the left, the others to the right."""
+    """A table: the first column to the left, the others to the right. Ruled on a terminal, plain lines elsewhere."""
+    if is_terminal(sys.stdout) and not output.json:
+        return _ruled_table(headers, rows)
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     lines = []
     for row in [headers, *rows]:
@@ -194,6 +210,23 @@ def table(headers: list[str], rows: list[list[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _ruled_table(headers: list[str], rows: list[list[str]]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    ruled = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for number, header in enumerate(headers):
+        ruled.add_column(header, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        ruled.add_row(*(Text(cell) for cell in row))
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with console.capture() as captured:
+        console.print(ruled)
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n"))
 
 
 class LineReader:

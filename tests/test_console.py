@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 
@@ -90,6 +91,29 @@ def test_size(count, text):
 
 def test_table():
     assert table(["name", "n"], [["a", "1"], ["long", "22"]]) == "name   n\na      1\nlong  22"
+
+
+def test_a_table_on_a_terminal_is_ruled_and_takes_nothing_for_markup(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    made = table(["name", "n"], [["[a]", "1"], ["long", "22"]])
+    lines = [re.sub(r"\x1b\[\d*m", "", line) for line in made.split("\n")]
+    assert [line.split() for line in lines if "─" not in line] == [["name", "n"], ["[a]", "1"], ["long", "22"]]
+    assert sum("─" in line for line in lines) == 1
+    monkeypatch.setattr(console.output, "json", True)
+    assert "─" not in table(["name"], [["a"]])
+
+
+def test_progress_with_a_unit_tells_the_rate(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    for unit, says in (("rows", "10 rows/s"), ("bytes", "10 B/s")):
+        with Progress("reading", 1000, unit) as progress:
+            progress.update(0)
+            clock.now += 20
+            progress.update(200, "here")
+        assert capsys.readouterr().err == f"reading: 20% here, {says}, 1 min 20 s left\n"
 
 
 def test_piped_lines_have_no_prompt(capsys, monkeypatch, tmp_path):

@@ -64,14 +64,15 @@ def show(
     manifest = read_manifest(path)
     data = manifest.to_json() | {"path": str(path)}
     if verify:
-        with Progress("checking shards", manifest.bytes) as progress:
+        with Progress("checking shards", manifest.bytes, "bytes") as progress:
             bad = manifest.verify(path, progress.update)
         if bad:
             raise UsageError(f"{path}: {len(bad)} shards are missing or damaged: {', '.join(bad[:10])}.")
         data["verified"] = True
-    lines = [summary(path, manifest)]
-    if (path / "histogram.png").is_file():
-        lines.append(f"plot: {path / 'histogram.png'}")
+    lines, plot = [summary(path, manifest)], path / "histogram.png"
+    if plot.is_file():
+        lines.append(f"plot: {plot}")
+        data["plot"] = str(plot)
     if verify:
         lines.append("every checksum is right")
     lines += samples(path, manifest, rows)

@@ -7,6 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mplus_cli.commands.build_options import (
+    RUNNING,
+    SOURCES,
+    BadRowsOption,
+    FilesOption,
+    LicenceOption,
+    OptionalTokenizer,
+    OutOption,
+    ProcessesOption,
+    RevisionOption,
+    SeedOption,
+    ShardOption,
+    TokenizerOption,
+    show_result,
+)
 from mplus_cli.commands.options import JsonFlag, QuietFlag, VerboseFlag
 from mplus_cli.console import output
 from mplus_cli.errors import UsageError
@@ -14,31 +29,12 @@ from mplus_cli.errors import UsageError
 if TYPE_CHECKING:
     from mplus_cli.data.building.documents import Running, Selection
 
-SOURCES, RUNNING = "Source", "Running (changes no byte of the result)"
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", help="New folder to build in; an interrupted build goes on in its own.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Another seed, another sample.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Read only so many first documents: a trial.")]
-ShardOption = Annotated[int, typer.Option("--rows-per-shard", min=1, help="Documents in each file.")]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option("--revision", help="Commit, branch or tag on the hub. Default: today's.", rich_help_panel=SOURCES),
-]
-FilesOption = Annotated[
-    str | None, typer.Option("--files", help="Only files that match, such as 'train/*'.", rich_help_panel=SOURCES)
-]
+SourceOption = Annotated[str, typer.Option("--source", help="Folder, file or hub id.", rich_help_panel=SOURCES)]
 TextOption = Annotated[str, typer.Option("--text-field", help="Field of the text.", rich_help_panel=SOURCES)]
 SourceFieldOption = Annotated[
     str, typer.Option("--source-field", help="Field of the collection's name.", rich_help_panel=SOURCES)
 ]
-BadRowsOption = Annotated[
-    int, typer.Option("--max-bad-rows", min=0, help="Stop after more unreadable rows.", rich_help_panel=RUNNING)
-]
-ProcessesOption = Annotated[
-    int | None,
-    typer.Option("--processes", "-p", min=1, help="Default: one per core.", rich_help_panel=RUNNING),
-]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Read only so many first documents: a trial.")]
 TasksOption = Annotated[
     int | None,
     typer.Option(
@@ -53,7 +49,7 @@ ExecutorOptions = Annotated[
     typer.Option(
         "--executor-option",
         metavar="KEY=VALUE",
-        help="For Slurm: time=08:00:00, partition=NAME, workers=200, mem_per_cpu_gb=4...",
+        help="Slurm: time=08:00:00, partition=NAME, workers=200... Ray: workers=64...",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -61,10 +57,8 @@ ExecutorOptions = Annotated[
 
 def slimpajama(
     out: OutOption,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="tokenizer.json, model folder or hub id.")],
-    source: Annotated[
-        str, typer.Option("--source", help="Folder, file or hub id.", rich_help_panel=SOURCES)
-    ] = "cerebras/SlimPajama-627B",
+    tokenizer: TokenizerOption,
+    source: SourceOption = "cerebras/SlimPajama-627B",
     per_bucket: Annotated[int, typer.Option("--per-bucket", min=1, help="Documents to sample for each.")] = 200_000,
     edges: Annotated[str, typer.Option("--edges", help="Ascending token counts, k = 1024.")] = "4k,8k,16k,32k,64k",
     exclude: Annotated[
@@ -75,6 +69,7 @@ def slimpajama(
     rows_per_shard: ShardOption = 1000,
     revision: RevisionOption = None,
     files: FilesOption = None,
+    licence: LicenceOption = None,
     text_field: TextOption = "text",
     source_field: SourceFieldOption = "meta.redpajama_set_name",
     max_bad_rows: BadRowsOption = 100,
@@ -96,6 +91,7 @@ def slimpajama(
         revision=revision,
         files=files or ("train/*" if source == "cerebras/SlimPajama-627B" else None),
         fields=Fields(text_field, source_field),
+        licence=licence,
         tokenizer=tokenizer,
         edges=token_counts(edges),
         quota=per_bucket,
@@ -109,23 +105,20 @@ def slimpajama(
 
 def fineweb(
     out: OutOption,
-    source: Annotated[
-        str, typer.Option("--source", help="Folder, file or hub id.", rich_help_panel=SOURCES)
-    ] = "HuggingFaceFW/fineweb-edu",
+    source: SourceOption = "HuggingFaceFW/fineweb-edu",
     documents: Annotated[
         int, typer.Option("--documents", min=1, help="Documents after the held-out ones.")
     ] = 3_000_000,
     held_out: Annotated[
         int, typer.Option("--held-out", min=0, help="First documents, kept for validation; their copies are dropped.")
     ] = 50_000,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Count tokens too: tokenizer.json, model folder or hub id.")
-    ] = None,
+    tokenizer: OptionalTokenizer = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
     rows_per_shard: ShardOption = 1000,
     revision: RevisionOption = None,
     files: FilesOption = None,
+    licence: LicenceOption = None,
     text_field: TextOption = "text",
     source_field: SourceFieldOption = "dump",
     max_bad_rows: BadRowsOption = 100,
@@ -147,6 +140,7 @@ def fineweb(
         revision=revision,
         files=files or ("data/CC-MAIN-2024-10/*" if source == "HuggingFaceFW/fineweb-edu" else None),
         fields=Fields(text_field, source_field),
+        licence=licence,
         tokenizer=tokenizer,
         held_out=held_out,
         quota=documents,
@@ -159,7 +153,6 @@ def fineweb(
 
 def _build(out: Path, wanted: Selection, how: Running) -> None:
     from mplus_cli.data.building.documents import build_documents
-    from mplus_cli.data.building.report import summary
 
     result = build_documents(out, wanted, how)
     if isinstance(result, list):
@@ -168,8 +161,10 @@ def _build(out: Path, wanted: Selection, how: Running) -> None:
             f"mplus build-data list {out.parent} shows when it is complete; submit again to resume failed tasks"
         )
         return
-    output.result(summary(out, result), result.to_json() | {"path": str(out)})
-    output.hint(f"mplus build-data show {out}")
+    show_result(out, result)
+    for bucket, documents in result.counts["documents"].items():
+        if not documents:
+            output.warn(f"no document was found for {bucket}")
 
 
 def running(

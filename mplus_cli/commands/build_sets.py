@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from mplus_cli.commands.build_documents import (
+from mplus_cli.commands.build_documents import running
+from mplus_cli.commands.build_options import (
+    OptionalTokenizer,
     OutOption,
     ProcessesOption,
     SeedOption,
     ShardOption,
-    running,
+    show_result,
 )
 from mplus_cli.commands.options import JsonFlag, QuietFlag, VerboseFlag
-from mplus_cli.console import output
 
 
 def mix(
@@ -31,6 +32,9 @@ def mix(
         int | None,
         typer.Option("--documents", min=1, help="Default: as many as the parts allow without repeating any."),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Write only so many first documents of the mix: a trial.")
+    ] = None,
     seed: SeedOption = 0,
     rows_per_shard: ShardOption = 1000,
     processes: ProcessesOption = None,
@@ -39,13 +43,12 @@ def mix(
     verbose: VerboseFlag = False,
 ) -> None:
     """A training set from other builds, by proportions."""
-    from mplus_cli.data.building.mixing import Mix, build_mix, parse_parts
-    from mplus_cli.data.building.report import summary
+    from mplus_cli.data.building.mixing import build_mix
+    from mplus_cli.data.building.parts import Mix, parse_parts
 
-    wanted = Mix(parse_parts(part), documents, seed, rows_per_shard)
+    wanted = Mix(parse_parts(part), documents, limit, seed, rows_per_shard)
     manifest = build_mix(out, wanted, running(processes, None, "local", None))
-    output.result(summary(out, manifest), manifest.to_json() | {"path": str(out)})
-    output.hint(f"mplus build-data show {out}")
+    show_result(out, manifest)
 
 
 def chronicle(
@@ -61,9 +64,10 @@ def chronicle(
     ] = 0.2,
     filler: Annotated[float, typer.Option("--filler", min=0, help="Sentences around each fact.")] = 1.0,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts about each person.")] = 3,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Count tokens too: tokenizer.json, model folder or hub id.")
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only so many first chronicles of each split: a trial.")
     ] = None,
+    tokenizer: OptionalTokenizer = None,
     seed: SeedOption = 0,
     processes: ProcessesOption = None,
     json: JsonFlag = False,
@@ -71,12 +75,11 @@ def chronicle(
     verbose: VerboseFlag = False,
 ) -> None:
     """Invented chronicles with questions: for the default model, and for tests of memory at any length."""
-    from mplus_cli.data.building.report import summary
     from mplus_cli.data.building.worlds import Worlds, build_worlds
 
     wanted = Worlds(
-        train=train,
-        test=test,
+        train=min(train, limit or train),
+        test=min(test, limit or test),
         characters=characters,
         move_rate=move_rate,
         two_passage_rate=two_passage_rate,
@@ -86,5 +89,4 @@ def chronicle(
         seed=seed,
     )
     manifest = build_worlds(out, wanted, running(processes, None, "local", None))
-    output.result(summary(out, manifest), manifest.to_json() | {"path": str(out)})
-    output.hint(f"mplus build-data show {out}")
+    show_result(out, manifest)

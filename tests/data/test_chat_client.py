@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from mplus_cli.data.chat import AnswerCache, Budget, ChatRequest, ChatSettings, Price, ask_all, load_price, open_backend
-from mplus_cli.data.chat.asking import UnusableAnswerError, cached_answers
+from mplus_cli.data.chat import (
+    AnswerCache,
+    Budget,
+    ChatRequest,
+    ChatSettings,
+    DryRun,
+    Price,
+    Purse,
+    ask_all,
+    load_price,
+    open_backend,
+)
+from mplus_cli.data.chat.asking import UnusableAnswerError
 from mplus_cli.data.chat.cost import CostLimitError
 from mplus_cli.errors import MPlusError, UsageError
 from tests.data.chat_server import ChatServer
@@ -29,7 +40,7 @@ def environment(monkeypatch):
 
 
 def requests(count: int) -> list[ChatRequest]:
-    return [ChatRequest("Repeat the number.", f"number {n}", 50, LIST, "numbers") for n in range(count)]
+    return [ChatRequest("Repeat the number.", f"number {n}", 50, 10, LIST, "numbers") for n in range(count)]
 
 
 def echo(body: dict) -> str:
@@ -128,7 +139,11 @@ def test_a_request_against_policy_is_set_aside_as_refused(tmp_path):
 
 
 def test_retry_after_is_honoured_by_all_requests(tmp_path):
-    with ChatServer(["429"], say=echo) as server:
+    def slowly(body):  # the second request is still under way when the first is told to wait
+        time.sleep(0.1)
+        return echo(body)
+
+    with ChatServer(["429"], say=slowly) as server:
         server.retry_after = "0.4"
         results, backend = ask(server, tmp_path, count=8, concurrency=2)
         after = [moment - server.times[0] for moment in server.times]
@@ -233,12 +248,28 @@ def test_a_table_of_prices_that_is_none(tmp_path, text):
         load_price("m", tmp_path / "prices.json")
 
 
-def test_cached_answers_asks_nothing(tmp_path):
+def test_two_models_share_one_limit(tmp_path):
+    with ChatServer(say=echo) as server:
+        server.usage = (40, 20)
+        purse = Purse(0.003)
+        one, other = Budget(PRICE, purse=purse), Budget(Price(2.0, 20.0), purse=purse)
+        ask(server, tmp_path / "one", count=4, budget=one)
+        with pytest.raises(CostLimitError, match="max-cost"):
+            ask(server, tmp_path / "other", count=20, budget=other)
+        assert one.cost + other.cost == pytest.approx(purse.spent) and purse.spent <= 0.003
+        assert other.cost == pytest.approx(2 * 0.00024 * other.spent.requests) and other.spent.requests > 0
+
+
+def test_a_dry_run_asks_nothing_and_counts_each_request_once(tmp_path):
     with ChatServer(["malformed"], say=echo) as server:
         ask(server, tmp_path, count=1)
-        found = cached_answers(settings(server), AnswerCache(tmp_path), requests(2), parse)
-        assert found[0] is not None and (found[0].value, found[0].attempts) == ("number 0", 2)
-        assert found[1] is None and len(server.bodies) == 2
+        dry = DryRun(settings(server), AnswerCache(tmp_path), Budget(PRICE))
+        found = ask_all(dry, requests(3), parse)
+        assert (found[0].value, found[0].attempts) == ("number 0", 2)
+        assert found[1].answer is found[2].answer is None and len(server.bodies) == 2
+        plan = dry.plan(3, estimated=False)
+    assert (plan.requests, plan.cached, plan.usage.requests, plan.usage.output_tokens) == (3, 1, 2, 20)
+    assert plan.cost == pytest.approx((plan.usage.input_tokens + 10 * 20) / 1e6)
 
 
 # --- the Batch API ---

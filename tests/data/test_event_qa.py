@@ -6,21 +6,21 @@ import gzip
 import json
 import os
 import re
-import signal
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mplus_cli.data.building import iter_rows, read_manifest
+from mplus_cli.data.building.rows import BadRows
 from mplus_cli.data.chat import ChatSettings
 from mplus_cli.data.event_qa import prompts, quality, read_books
-from mplus_cli.data.event_qa.characters import Mentions, merge_aliases
+from mplus_cli.data.event_qa.characters import merge_aliases
+from mplus_cli.data.event_qa.mentions import Mentions
 from mplus_cli.data.event_qa.quality import BlindScores, Cast, flags
 from mplus_cli.errors import UsageError
-from tests.commands.helpers import CommandLine, process
-from tests.data.chat_server import ChatServer, tell
+from tests.commands.helpers import CommandLine
+from tests.data.chat_server import ChatServer
 from tests.fixtures import byte_tokenizer
 
 pytest.importorskip("openai", reason="openai is not installed: pip install 'mplus[data]'")
@@ -138,36 +138,6 @@ def test_a_rerun_costs_nothing_and_another_seed_only_shuffles(build, novel, tmp_
     assert [q["answer"] for q in first] != [q["answer"] for q in other]
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_ended_in_the_middle_and_resumed(build, novel, tools, tmp_path, way):
-    with ChatServer() as server:
-        build(server, "whole", novel, cache="whole-answers")
-    slow = {"left": 12}
-
-    def slower(body: dict) -> str:
-        time.sleep(0.05)
-        slow["left"] -= 1
-        return tell(body)
-
-    with ChatServer(say=slower) as server:
-        options = ["--base-url", server.url, "--cache", tmp_path / "answers", *tools, "--concurrency", 1]
-        running = process(["build-data", "event-qa", novel, "--out", tmp_path / "killed", *options])
-        deadline = time.monotonic() + 300  # a busy machine
-        while slow["left"] > 0 and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        running.send_signal(way)
-        _, err = running.communicate()
-        if way == signal.SIGINT:
-            assert running.returncode == 130 and err.strip() == "error: interrupted"
-        kept = len(list((tmp_path / "answers").rglob("*.json")))
-        assert kept >= 10 and not (tmp_path / "killed" / "manifest.json").exists()
-        before = len(server.bodies)
-        server.say = tell
-        assert build(server, "killed", novel)[0] == 0
-        assert len(server.bodies) - before + kept == len(list((tmp_path / "answers").rglob("*.json")))
-    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
-
-
 def test_batch_and_live_builds_are_equal(build, novel, tmp_path):
     with ChatServer() as server:
         assert build(server, "live", novel, cache="live-answers")[0] == 0
@@ -179,15 +149,15 @@ def test_batch_and_live_builds_are_equal(build, novel, tmp_path):
 def test_dry_run_asks_nothing_and_becomes_exact(build, novel, tmp_path):
     with ChatServer() as server:
         code, out, _ = build(server, "qa", novel, "--dry-run", "--json")
-        plan = json.loads(out)
+        books, plan = json.loads(out), json.loads(out)["asking"]
         assert code == 0 and not server.bodies and not (tmp_path / "qa").exists()
         assert plan["estimated"] and plan["cached"] == 0
-        assert plan["requests"] == plan["chunks"] * (1 + prompts.TYPICAL_EVENTS)
+        assert plan["requests"] == books["chunks"] * (1 + prompts.TYPICAL_EVENTS)
         assert plan["cost"] == pytest.approx(
             (plan["usage"]["input_tokens"] * 2.5 + plan["usage"]["output_tokens"] * 10) / 1e6
         )
         build(server, "qa", novel)
-        plan = json.loads(build(server, "other", novel, "--dry-run", "--json")[1])
+        plan = json.loads(build(server, "other", novel, "--dry-run", "--json")[1])["asking"]
         assert plan["cached"] == plan["requests"] == len(server.bodies) and plan["cost"] == 0
 
 
@@ -230,13 +200,15 @@ def test_longbook_qa_rows_name_each_book_once(tmp_path):
     rows = [{"id": n, "context": f"Book {n // 2}.", "input": "?", "answer": ["!"]} for n in range(4)]
     path = tmp_path / "longbook_qa_eng.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert [book.text for book in read_books([str(path)])] == ["Book 0.", "Book 1."]
+    assert [book.text for book in read_books([str(path)], BadRows(0))] == ["Book 0.", "Book 1."]
     path.write_text('{"words": "x", "n": 1}\n')
     with pytest.raises(UsageError, match=r":1: no text .* \(found: words, n\)"):
-        read_books([str(path)])
-    path.write_text("{broken\n")
-    with pytest.raises(UsageError, match=":1: not JSON"):
-        read_books([str(path)])
+        read_books([str(path)], BadRows(0))
+    path.write_text('{broken\n{"text": "Book."}\n{"text": "half a \\ud800 pair"}\n')
+    with pytest.raises(UsageError, match=r"more than 0 rows(.|\n)*:1: not JSON"):
+        read_books([str(path)], BadRows(0))
+    (book,) = read_books([str(path)], bad := BadRows(2))
+    assert book.name == "longbook_qa_eng-2" and bad.count == 2 and "surrogate" in bad.named[1]
 
 
 # --- checks ---

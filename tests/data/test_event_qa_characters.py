@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mplus_cli.data.event_qa import load_pipeline, merge_aliases
-from mplus_cli.data.event_qa.characters import Mentions, clean_name, find_mentions
+from mplus_cli.data.event_qa.mentions import Mentions, find_mentions
+from mplus_cli.data.event_qa.names import clean_name
 from mplus_cli.data.event_qa.quality import Cast
 from mplus_cli.errors import MissingExtraError, UsageError
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mplus_cli.core.loading import encode
-from mplus_cli.data.building import Source, iter_rows, read_manifest
+from mplus_cli.data.building import iter_rows, read_manifest
 from mplus_cli.data.building.rows import BadRows
-from mplus_cli.data.chat import AnswerCache
-from mplus_cli.data.retention import ExampleSource, LocalAnswerer, RetentionOptions, open_examples
-from mplus_cli.data.retention.builder import make_distractors
+from mplus_cli.data.chat import AnswerCache, ChatSettings
+from mplus_cli.data.retention import LocalAnswerer, RetentionOptions, open_examples
+from mplus_cli.data.retention.distractors import make_distractors
 from mplus_cli.data.retention.examples import Example, read_row
 from mplus_cli.data.retention.filters import is_right
 from mplus_cli.errors import UsageError
 from tests.commands.helpers import CommandLine
+from tests.data.building.conftest import same_build
 from tests.data.chat_server import ChatServer
 from tests.fixtures import byte_tokenizer
 
+pytest.importorskip("openai", reason="openai is not installed: pip install 'mplus[data]'")
 SHARED = Path(os.environ.get("MPLUS_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TOWNS = ["Oslo", "Rome", "Lima", "Bonn", "Cork", "Bath"]
 
@@ -199,14 +202,6 @@ def test_distractors_have_their_length_and_an_order_by_seed(tmp_path):
     assert [d.text for d in other] != [d.text for d in made]
 
 
-def test_a_build_is_a_function_of_its_parameters(build, source, tmp_path):
-    assert build(source, "one")[0] == build(source, "two")[0] == 0
-    for name in ("examples.jsonl.gz", "distractors.jsonl.gz"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    code, _, err = build(source, "one")
-    assert code == 2 and "never overwritten" in err
-
-
 # --- filters ---
 
 
@@ -219,7 +214,6 @@ def knows(body: dict) -> str:
 
 
 def test_filters_through_a_server(build, source, tmp_path):
-    pytest.importorskip("openai", reason="openai is not installed: pip install 'mplus[data]'")
     with ChatServer(say=knows) as server:
         options = ["--base-url", server.url, "--drop-known-to", "small", "--keep-answered-by", "small"]
         code, out, err = build(source, "set", *options, "--json")
@@ -233,8 +227,75 @@ def test_filters_through_a_server(build, source, tmp_path):
         assert [row["answer"] for row in examples(tmp_path / "again")] == ["Rome", "Lima"]
 
 
+FILTERED = ["--drop-known-to", "gpt-4o-mini", "--keep-answered-by", "gpt-4o"]
+
+
+def test_a_dry_run_asks_nothing_and_becomes_exact(build, source, tmp_path):
+    with ChatServer(say=knows) as server:
+        options = ["--base-url", server.url, *FILTERED]
+        code, out, err = build(source, "set", *options, "--dry-run", "--json")
+        assert code == 0 and not server.bodies and not (tmp_path / "set").exists(), err
+        closed, context = json.loads(out)["asking"]
+        assert [(plan["requests"], plan["cached"], plan["estimated"]) for plan in (closed, context)] == [
+            (6, 0, False), (6, 0, True),  # how many are left for the second model is not known yet
+        ]  # fmt: skip
+        used = closed["usage"]
+        assert closed["cost"] == pytest.approx((used["input_tokens"] * 0.15 + used["output_tokens"] * 0.6) / 1e6)
+        assert 0 < closed["cost"] < context["cost"]
+        batch = json.loads(build(source, "set", *options, "--dry-run", "--json", "--batch")[1])["asking"][0]
+        assert batch["cost"] == pytest.approx(closed["cost"] / 2)
+        assert build(source, "set", *options)[0] == 0
+        code, out, _ = build(source, "other", *options, "--dry-run")
+        assert code == 0 and len(server.bodies) == 6 + 5
+        assert "requests to gpt-4o-mini: 6, of which 6 are" in out and "requests to gpt-4o: 5, of which 5 are" in out
+        assert out.count("price: $0.00") == 2 and "examples: at most 4" in out
+
+
+def test_a_dry_run_needs_neither_key_nor_model(build, source, tmp_path):
+    (tmp_path / "model").mkdir()
+    options = ["--drop-known-to", tmp_path / "model", "--keep-answered-by", "gpt-4o"]
+    code, out, _ = build(source, "set", *options, "--dry-run", "--json")
+    local, remote = json.loads(out)["asking"]
+    assert code == 0 and local["cost"] == 0 and local["usage"]["requests"] == 6 and remote["cost"] > 0
+    assert "no model is asked" in build(source, "set", "--dry-run")[1]
+
+
+def test_a_batch_filters_as_live_requests_do(build, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("mplus_cli.data.chat.ChatSettings", partial(ChatSettings, batch_poll=0.01))
+    with ChatServer(say=knows) as server:
+        options = ["--base-url", server.url, *FILTERED]
+        assert build(source, "live", *options, "--cache", tmp_path / "live-answers")[0] == 0
+        code, out, err = build(source, "batch", *options, "--batch", "--json")
+        assert code == 0, err
+        assert len(server.batches) == 2  # one for each model
+        assert same_build(tmp_path / "live", tmp_path / "batch")
+        first, second = json.loads(out)["this_run"]
+        assert (first["requests"], second["requests"]) == (6, 5) and first["cost"] > 0
+        assert first["cost"] == pytest.approx(6 * (1000 * 0.15 + 100 * 0.6) / 1e6 / 2)  # half the price
+
+
+def test_both_models_share_one_limit_on_the_cost(build, source, tmp_path):
+    with ChatServer(say=knows) as server:
+        options = ["--base-url", server.url, *FILTERED, "--concurrency", 1]
+        server.usage = (40, 10)
+        code, _, err = build(source, "set", *options, "--max-cost", "0.001")
+        assert code == 1 and "larger --max-cost" in err
+        asked = [body["model"] for body in server.bodies]
+        spent = (
+            asked.count("gpt-4o-mini") * (40 * 0.15 + 10 * 0.6) + asked.count("gpt-4o") * (40 * 2.5 + 10 * 10)
+        ) / 1e6
+        assert asked.count("gpt-4o-mini") == 6 and 1 <= asked.count("gpt-4o") < 5 and spent <= 0.001
+
+
+def test_a_model_that_refuses_is_counted(build, source, tmp_path):
+    with ChatServer(["refused", *[""] * 5, "refused", "refused"], say=knows) as server:  # the first, three times
+        options = ["--base-url", server.url, "--keep-answered-by", "gpt-4o", "--concurrency", 1]
+        code, out, err = build(source, "set", *options)
+    assert code == 0, err
+    assert "no usable answer: refused" in out and len(examples(tmp_path / "set")) == len(TOWNS) - 2
+
+
 def test_a_filter_that_leaves_nothing_says_so(build, source):
-    pytest.importorskip("openai", reason="openai is not installed: pip install 'mplus[data]'")
     with ChatServer(say=lambda body: "no idea") as server:
         code, _, err = build(source, "set", "--base-url", server.url, "--keep-answered-by", "small")
     assert code == 2 and "no example" in err and "6 not answered with the context" in err
@@ -292,11 +353,3 @@ def test_bad_input(build, source, tmp_path, monkeypatch):
 def test_the_unreachable_hub_says_how_to_use_local_files(build, monkeypatch):
     code, _, err = build("squad", "set")
     assert code == 2 and "hub cannot be reached" in err and "folder" in err
-
-
-def test_a_source_is_recorded(build, source, tmp_path):
-    build(source, "set", "--licence", "CC BY-SA 4.0")
-    (recorded, other) = read_manifest(tmp_path / "set").sources
-    assert (recorded.licence, other.licence) == ("CC BY-SA 4.0", None)
-    assert isinstance(recorded, Source) and recorded.name == str(source) and recorded.revision.startswith("sha256:")
-    assert isinstance(open_examples(str(source)), ExampleSource)

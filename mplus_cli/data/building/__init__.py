@@ -15,7 +15,7 @@ was started with and whatever its builder needs to go on after an interruption.
   on the number of processes): then the shards are byte-identical however often the build was interrupted.
 - A disk without room is found by `need_bytes` before work starts; later it raises OSError, which the command line
   turns into one message. Ctrl-C may come at any time: shards and `atomic_write` files are whole or absent.
-- Progress: `mplus_cli.console.Progress(label, total)`. Reading a build: `read_manifest`, `iter_rows`.
+- Progress: `mplus_cli.console.Progress(label, total, unit)`. Reading a build: `read_manifest`, `iter_rows`.
 """
 
 from mplus_cli.data.building.folder import BuildFolder, find_builds, require_disk

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mplus_cli.data.building.files import SUFFIXES, count_rows
 from mplus_cli.data.building.manifest import Source
-from mplus_cli.data.building.rows import SUFFIXES, count_rows
 from mplus_cli.data.building.shards import atomic_write
 from mplus_cli.errors import UsageError
 
@@ -70,13 +70,16 @@ class Corpus:
         return cls(Source(**raw["source"]), tuple(CorpusFile(**file) for file in raw["files"]))
 
 
-def open_corpus(name: str, *, revision: str | None = None, files: str | None = None) -> Corpus:
+def open_corpus(
+    name: str, *, revision: str | None = None, files: str | None = None, licence: str | None = None
+) -> Corpus:
     """The files of a corpus.
 
     Args:
         name: a folder or file here, or the id of a data set on the hub (`owner/name`).
         revision: branch, tag or commit on the hub; what it means today is looked up and recorded.
         files: only files whose name matches this pattern, such as `train/*`.
+        licence: as the user states it; None takes what the hub states.
 
     Raises:
         UsageError: nothing is there, no file is of a readable kind, or the hub cannot be reached.
@@ -85,10 +88,14 @@ def open_corpus(name: str, *, revision: str | None = None, files: str | None = N
     if local.exists():
         if revision is not None:
             raise UsageError(f"{name} is a local folder and has no revisions.", "Leave out --revision.")
-        return _local(local, name, files)
+        return _licensed(_local(local, name, files), licence)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"There is no {name} here.", "Give a folder or file, or the id of a data set on the hub.")
-    return _hub(name, revision, files)
+    return _licensed(_hub(name, revision, files), licence)
+
+
+def _licensed(corpus: Corpus, licence: str | None) -> Corpus:
+    return replace(corpus, source=replace(corpus.source, licence=licence)) if licence else corpus
 
 
 def _local(path: Path, name: str, pattern: str | None) -> Corpus:
@@ -105,6 +112,8 @@ def _choose(found: list[CorpusFile], pattern: str | None, name: str) -> tuple[Co
     chosen = [file for file in found if pattern is None or fnmatch.fnmatch(file.name, pattern)]
     readable = [file for file in chosen if file.name.endswith(SUFFIXES)]
     if not readable:
+        if len(found) == 1 and Path(name).is_file():
+            raise UsageError(f"{name} is of an unknown kind.", f"Readable are {', '.join(SUFFIXES)}.")
         what = f" matching {pattern!r}" if pattern else ""
         there = f"; there are {', '.join(file.name for file in found[:5])}" if found else "; it is empty"
         raise UsageError(f"{name} has no readable file{what}{there}.", f"Readable are {', '.join(SUFFIXES)}.")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mplus_cli.data.building import engine
+from mplus_cli.data.building import cluster, engine
 from mplus_cli.data.building.choosing import ByLength, ByPosition, ChooseStep, read_chosen
 from mplus_cli.data.building.collecting import CollectStep, WriteStep, all_places, winners_count
 from mplus_cli.data.building.corpus import Corpus, open_corpus
@@ -22,7 +22,7 @@ from mplus_cli.data.building.folder import BuildFolder, require_disk
 from mplus_cli.data.building.index import IndexStep, Lengths
 from mplus_cli.data.building.lengths import fetch_tokenizer
 from mplus_cli.data.building.manifest import Manifest, Tokenizer, read_manifest
-from mplus_cli.data.building.report import plot_counts
+from mplus_cli.data.building.plot import plot_counts
 from mplus_cli.data.building.rows import Fields
 from mplus_cli.data.building.shards import atomic_write, file_sha256
 from mplus_cli.errors import MPlusError, UsageError
@@ -50,8 +50,8 @@ class Running:
     max_bad_rows: int = 100
 
     def __post_init__(self) -> None:
-        if self.executor not in engine.EXECUTORS:
-            raise UsageError(f"Unknown executor {self.executor!r}.", f"Choose from {', '.join(engine.EXECUTORS)}.")
+        if self.executor not in cluster.EXECUTORS:
+            raise UsageError(f"Unknown executor {self.executor!r}.", f"Choose from {', '.join(cluster.EXECUTORS)}.")
         for name in ("processes", "tasks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -65,6 +65,7 @@ class Selection:
         builder: "slimpajama" or "fineweb".
         source, revision, files: see `open_corpus`.
         fields: of a row.
+        licence: of a local source, for the manifest.
         tokenizer: file, folder or hub id; None: lengths are not counted (only with `held_out`).
         edges: of the buckets of lengths, ascending; empty with `held_out`.
         held_out: so many first rows make the bucket "held-out", the others "train"; None: buckets of lengths.
@@ -79,6 +80,7 @@ class Selection:
     revision: str | None = None
     files: str | None = None
     fields: Fields = Fields()
+    licence: str | None = None
     tokenizer: str | None = None
     edges: tuple[int, ...] = ()
     held_out: int | None = None
@@ -113,7 +115,7 @@ class Selection:
 
 
 def build_documents(out: Path, wanted: Selection, running: Running) -> Manifest | list[str]:
-    """Build, or go on building, in `out`. On a cluster: submit, and return the ids of the jobs.
+    """Build, or go on building, in `out`. With Slurm: submit, and return the ids of the jobs.
 
     Raises:
         UsageError: bad input of any kind (see the modules of the stages).
@@ -130,11 +132,14 @@ def build_documents(out: Path, wanted: Selection, running: Running) -> Manifest 
             if not (folder.work / "corpus.json").is_file():
                 folder.abandon()
             raise
-        if running.executor != "local":
-            return engine.submit([*plan.stages(), plan.last()], folder.path, running.executor, running.options)
+        if running.executor == "slurm":
+            return cluster.submit_to_slurm([*plan.stages(), plan.last()], folder.path, running.options)
         try:
             for stage in plan.stages():
-                engine.run_local(stage, folder.path, running.processes)
+                if running.executor == "ray":
+                    cluster.run_on_ray(stage, folder.path, running.options)
+                else:
+                    engine.run_local(stage, folder.path, running.processes)
         except UsageError:
             if not any((folder.work / "index").glob("*.json")):
                 folder.abandon()  # bad input from the start: the next attempt may have other parameters
@@ -159,7 +164,7 @@ class _Plan:
         yield Stage(ChooseStep(path, self._policy(), wanted.exclude, wanted.seed, bad), 1, "choosing", 1, "documents")
         collect = CollectStep(path, wanted.buckets, wanted.fields, wanted.seed)
         yield Stage(collect, self.tasks, "collecting documents", self.corpus.bytes)
-        rows = winners_count(path / ".work") if self.running.executor == "local" else 1
+        rows = winners_count(path / ".work") if self.running.executor != "slurm" else 1
         write = WriteStep(path, wanted.buckets, wanted.rows_per_shard)
         yield Stage(write, self.tasks, "writing shards", rows, "documents")
 
@@ -183,7 +188,7 @@ def _plan(folder: BuildFolder, wanted: Selection, running: Running) -> _Plan:
     if path.is_file():
         corpus = Corpus.load(path)
     else:
-        corpus = open_corpus(wanted.source, revision=wanted.revision, files=wanted.files)
+        corpus = open_corpus(wanted.source, revision=wanted.revision, files=wanted.files, licence=wanted.licence)
         rows = wanted.rows_wanted()
         if rows is not None:
             corpus = corpus.first_rows(rows)
@@ -233,7 +238,8 @@ def finish(path: Path, tokenizer: Tokenizer | None, buckets: list[str], keep_job
         "excluded": tally["excluded"],
         "reading": reading,
     }
-    plot_counts(tally["found"], tally["kept"], path / "histogram.png")
+    what = "part of the corpus" if "held-out" in buckets else "tokens per document"
+    plot_counts(tally["found"], tally["kept"], path / "histogram.png", what)
     manifest = folder.finish(sources=[corpus.source], counts=counts, tokenizer=tokenizer, packages=_PACKAGES)
     if not keep_jobs:
         engine.forget_jobs(path)

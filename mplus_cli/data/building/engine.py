@@ -1,8 +1,7 @@
-"""Running the stages of a build with datatrove: on this machine, on Slurm, or on Ray. Every task can be resumed.
+"""Running the stages of a build on this machine with datatrove. Every task can be resumed.
 
 A stage is a `Step` and a number of tasks; task r of n does its share alone and writes whole files under the build's
-`work` folder. datatrove remembers which tasks are done and runs the others; on a cluster the stages are submitted as
-jobs that wait for each other.
+`work` folder. datatrove remembers which tasks are done and runs the others.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any
 
 from mplus_cli.console import Progress
 from mplus_cli.data.building.shards import atomic_write
-from mplus_cli.errors import MissingExtraError, MPlusError, UsageError
+from mplus_cli.errors import MissingExtraError, MPlusError
 
 try:
     from datatrove.executor.local import LocalPipelineExecutor
@@ -35,7 +34,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("building training sets needs datatrove", "pip install 'mplus[data]'") from error
 
-EXECUTORS = ("local", "slurm", "ray")
 _POLL_SECONDS = 0.5
 _TICK_SECONDS = 0.5
 
@@ -59,12 +57,22 @@ class Step(PipelineStep):
     def work(self) -> Path:
         return self.folder / ".work"
 
+    @property
+    def failure(self) -> Path:
+        """Where a task says why it failed."""
+        return self.work / "failed" / f"{self.name}.json"
+
     def task(self, rank: int, tasks: int) -> None:
         """What each stage is: its share `rank` of `tasks`. Every stage defines it."""
         raise NotImplementedError
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        self.task(rank, world_size)
+        try:
+            self.task(rank, world_size)
+        except MPlusError as error:  # for whoever waits on another machine
+            with atomic_write(self.failure) as file:
+                file.write(json.dumps({"message": error.message, "hint": error.hint}).encode())
+            raise
 
     def tick(self, rank: int, done: float, last: bool = False) -> None:
         """Tell the watching process how much of the stage's `amount` this task has done, now and then."""
@@ -107,11 +115,11 @@ def run_local(stage: Stage, folder: Path, processes: int) -> None:
         MPlusError: a worker was killed, which mostly means that memory ran out.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core already
-    executor = _LocalExecutor([stage.step], tasks=stage.tasks, logging_dir=str(_jobs(folder, stage)))
+    executor = _LocalExecutor([stage.step], tasks=stage.tasks, logging_dir=str(jobs_folder(folder, stage)))
     ranks = executor.get_incomplete_ranks()
-    with _Watch(stage, folder):
+    with Watch(stage, folder):
         if min(processes, len(ranks)) <= 1:
-            _quiet()
+            quiet_datatrove()
             for rank in ranks:
                 executor.run_task(rank)
             return
@@ -134,6 +142,8 @@ class _LocalExecutor(LocalPipelineExecutor):
 
 def _run_in_processes(executor: _LocalExecutor, ranks: list[int], processes: int) -> None:
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":  # the server imports once what the workers of all stages need
+        context.set_forkserver_preload([type(executor.pipeline[0]).__module__, "tokenizers"])
     # Workers hold the reading end of a pipe: when we stop, or are killed, its end tells them to leave at once.
     leave, ours = context.Pipe(duplex=False)
     with _sigint_blocked():
@@ -166,7 +176,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 def _begin_worker(leave: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _quiet()
+    quiet_datatrove()
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -174,39 +184,6 @@ def _begin_worker(leave: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def submit(stages: list[Stage], folder: Path, kind: str, options: dict[str, str]) -> list[str]:
-    """Hand the stages to a cluster, each waiting for the one before; returns job ids (Slurm) or runs to the end (Ray).
-
-    Args:
-        options: passed to datatrove's executor, such as time=08:00:00 and partition=cpu for Slurm.
-    """
-    executor_class = _cluster_executor(kind)
-    executor = None
-    executors = []
-    for stage in stages:
-        arguments: dict[str, Any] = {key: _value(value) for key, value in options.items()}
-        if kind == "slurm":
-            arguments.setdefault("job_name", f"mplus-{stage.step.name}")
-        try:
-            executor = executor_class(
-                [stage.step],
-                tasks=stage.tasks,
-                logging_dir=str(_jobs(folder, stage)),
-                depends=executor,
-                **arguments,
-            )
-        except TypeError as error:
-            raise UsageError(
-                f"datatrove's {kind} executor does not take these options: {error}.",
-                "Slurm needs at least --executor-option time=08:00:00 --executor-option partition=NAME",
-            ) from error
-        executors.append(executor)
-    if executor is not None:
-        with contextlib.redirect_stdout(sys.stderr):
-            executor.run()  # launches what it depends on first
-    return [str(e.job_id) for e in executors if getattr(e, "job_id", None)]
 
 
 def forget_jobs(folder: Path) -> None:
@@ -223,37 +200,19 @@ def fixed_tasks(work: Path, wanted: int) -> int:
     return json.loads(path.read_bytes())
 
 
-def _jobs(folder: Path, stage: Stage) -> Path:
+def jobs_folder(folder: Path, stage: Stage) -> Path:
+    """Where datatrove keeps its records of a stage."""
     return folder / ".jobs" / stage.step.name
 
 
-def _cluster_executor(kind: str) -> Any:
-    if kind == "slurm":
-        if shutil.which("sbatch") is None:
-            raise UsageError("Slurm's sbatch is not on this machine.", "Run this on a login node of the cluster.")
-        from datatrove.executor.slurm import SlurmPipelineExecutor
-
-        return SlurmPipelineExecutor
-    try:
-        from datatrove.executor.ray import RayPipelineExecutor
-    except ImportError as error:
-        raise MissingExtraError("the Ray executor needs ray", "pip install ray") from error
-    return RayPipelineExecutor
-
-
-def _value(text: str) -> Any:
-    """Numbers as numbers: datatrove compares and formats them."""
-    return int(text) if text.isdigit() else text
-
-
-def _quiet() -> None:
+def quiet_datatrove() -> None:
     """datatrove logs every task to stderr; we show one line of progress instead."""
     from loguru import logger
 
     logger.disable("datatrove")
 
 
-class _Watch:
+class Watch:
     """Shows the progress of a stage while the main thread waits for it."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
@@ -262,7 +221,7 @@ class _Watch:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
@@ -271,16 +230,9 @@ class _Watch:
         self._thread.join()
 
     def _loop(self) -> None:
-        with Progress(self.stage.label, self.stage.amount) as progress:
-            start, first = time.monotonic(), None
+        with Progress(self.stage.label, self.stage.amount, self.stage.unit) as progress:
             while not self._end.wait(_POLL_SECONDS):
-                done = self._done()
-                first = done if first is None else first
-                rate = (done - first) / max(time.monotonic() - start, 1e-9)
-                progress.update(min(done, self.stage.amount), self._rate(rate))
-
-    def _rate(self, rate: float) -> str:
-        return f"{rate / 1e6:.1f} MB/s" if self.stage.unit == "bytes" else f"{rate:.0f} {self.stage.unit}/s"
+                progress.update(min(self._done(), self.stage.amount))
 
     def _done(self) -> float:
         total = 0.0

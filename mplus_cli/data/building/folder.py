@@ -16,7 +16,7 @@ from typing import Any
 from mplus_cli.console import size
 from mplus_cli.data.building.manifest import MANIFEST, Manifest, Shard, Source, Tokenizer, now, versions
 from mplus_cli.data.building.shards import atomic_write, file_sha256, write_rows
-from mplus_cli.errors import MPlusError, UsageError
+from mplus_cli.errors import UsageError
 
 try:
     import fcntl
@@ -190,14 +190,14 @@ def require_disk(path: Path, need_bytes: float) -> None:
     """Refuse to start what the disk under `path` (which need not exist) has no room for.
 
     Raises:
-        MPlusError: with what is needed and what is free.
+        UsageError: with what is needed and what is free.
     """
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < need_bytes:
-        raise MPlusError(
+        raise UsageError(
             f"{path} has {size(free)} free, and this build may need {size(need_bytes)}.",
             "Choose a folder on another disk, or build less (--limit, fewer documents).",
         )

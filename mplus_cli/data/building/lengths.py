@@ -44,10 +44,9 @@ class LengthBounds:
 
     def short_line(self, line: bytes, tokens: int) -> bool:
         """True only if no text in this line of JSON has `tokens` tokens: JSON never makes a text shorter."""
-        if not self.known:
+        if not self.known or len(line) + self.prefix >= tokens:
             return False
-        growth = 1 if line.isascii() and b"\\u" not in line else self.growth
-        return growth * len(line) + self.prefix < tokens
+        return self.growth * len(line) + self.prefix < tokens or (line.isascii() and b"\\u" not in line)
 
     def surely_shorter(self, text: str, tokens: int) -> bool:
         """True only if the text has fewer than `tokens` tokens."""
@@ -179,7 +178,10 @@ def fetch_tokenizer(name: str, path: Path) -> Tokenizer:
 
             FastTokenizer.from_str(content.decode())
         except Exception as error:  # tokenizers raises bare Exception
-            raise UsageError(f"{name} is not a usable tokenizer: {error}.") from error
+            raise UsageError(
+                f"{name} is not a usable tokenizer.json: {error}.",
+                "Hugging Face's tokenizer.json is needed; SentencePiece's .model is none.",
+            ) from error
         with atomic_write(path) as file:
             file.write(content)
     return Tokenizer(name, file_sha256(path))

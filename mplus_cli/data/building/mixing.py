@@ -7,8 +7,8 @@ are read from front to back. Shards are independent of each other, whoever write
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,109 +20,10 @@ from mplus_cli.data.building.documents import Running
 from mplus_cli.data.building.engine import Stage, Step
 from mplus_cli.data.building.folder import BuildFolder
 from mplus_cli.data.building.manifest import MANIFEST, Manifest, Shard, Source, read_manifest
+from mplus_cli.data.building.parts import Mix, shards_of, split_documents
+from mplus_cli.data.building.plot import plot_counts
 from mplus_cli.data.building.shards import atomic_write, file_sha256, iter_rows
 from mplus_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Part:
-    """A build, or one bucket of it, and its share."""
-
-    build: Path
-    bucket: str | None
-    share: float
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What to mix.
-
-    Attributes:
-        parts: two or more, or one to reshuffle.
-        documents: in all; None: as many as the parts allow.
-    """
-
-    parts: tuple[Part, ...]
-    documents: int | None = None
-    seed: int = 0
-    rows_per_shard: int = 1000
-
-    def parameters(self) -> dict[str, Any]:
-        parts = [
-            {"build": str(p.build), "bucket": p.bucket, "share": p.share, "manifest": file_sha256(p.build / MANIFEST)}
-            for p in self.parts
-        ]
-        return {**asdict(self), "parts": parts}
-
-
-def parse_parts(texts: list[str]) -> tuple[Part, ...]:
-    """`builds/slim:4k-8k=0.2` -> a part; the bucket is what follows the last colon, if the build has one of that name.
-
-    Raises:
-        UsageError: not of this form, no build there, or no such bucket.
-    """
-    parts = []
-    for text in texts:
-        where, equals, share = text.rpartition("=")
-        try:
-            weight = float(share)
-        except ValueError:
-            weight = -1
-        if not equals or not 0 < weight < float("inf"):
-            raise UsageError(f"--part {text}: no share.", "--part builds/slim:4k-8k=0.2")
-        build, bucket = Path(where), None
-        if not build.exists() and ":" in where:
-            name, _, bucket = where.rpartition(":")
-            build = Path(name)
-        manifest = read_manifest(build)
-        buckets = manifest.buckets()
-        if bucket is not None and bucket not in buckets:
-            raise UsageError(f"{build} has no bucket {bucket!r}.", f"It has {', '.join(map(repr, buckets))}.")
-        parts.append(Part(build, bucket, weight))
-    if len({(part.build.resolve(), part.bucket) for part in parts}) < len(parts):
-        raise UsageError("A part is given twice.", "Give each once, with the sum of its shares.")
-    return tuple(parts)
-
-
-def shards_of(part: Part) -> list[Shard]:
-    """Shards with documents of a part; without a bucket, all but those that are held out."""
-    buckets = read_manifest(part.build).buckets()
-    if part.bucket is not None:
-        return buckets[part.bucket]
-    return [shard for name, shards in buckets.items() if name not in ("held-out", "test") for shard in shards]
-
-
-def split_documents(shares: list[float], available: list[int], documents: int | None) -> list[int]:
-    """How many documents of each part: by shares, the largest remainders rounded up.
-
-    Raises:
-        UsageError: a part has too few.
-    """
-    total = sum(shares)
-    if documents is None:
-        documents = int(min(a * total / share for a, share in zip(available, shares, strict=True)) + 1e-6)
-        while documents and any(n > a for n, a in zip(_rounded(shares, documents), available, strict=True)):
-            documents -= 1
-    counts = _rounded(shares, documents)
-    for place, (count, there) in enumerate(zip(counts, available, strict=True)):
-        if count > there:
-            most = split_documents(shares, available, None)
-            raise UsageError(
-                f"Part {place + 1} has {there:,} documents, and {count:,} are wanted.",
-                f"At most {sum(most):,} documents can be mixed in these proportions: --documents {sum(most)}",
-            )
-    if documents == 0:
-        raise UsageError("A part has no documents.", "mplus build-data show says what each build holds.")
-    return counts
-
-
-def _rounded(shares: list[float], documents: int) -> list[int]:
-    exact = [share / sum(shares) * documents for share in shares]
-    counts = [int(value) for value in exact]
-    order = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
-    for i in order[: documents - sum(counts)]:
-        counts[i] += 1
-    return counts
 
 
 class MixStep(Step):
@@ -140,8 +41,7 @@ class MixStep(Step):
 
     def task(self, rank: int, tasks: int) -> None:
         build = BuildFolder.attach(self.folder)
-        labels = np.repeat(np.arange(len(self.counts), dtype=np.uint16), self.counts)
-        np.random.Generator(np.random.PCG64(self.wanted.seed)).shuffle(labels)
+        labels = self.wanted.labels(self.counts)
         size, done = self.wanted.rows_per_shard, 0
         shards = -(-len(labels) // size)
         rows: Iterator[dict[str, Any]] | None = None
@@ -149,19 +49,28 @@ class MixStep(Step):
         for number in range(shards * rank // tasks, shards * (rank + 1) // tasks):
             start = number * size
             count = min(size, len(labels) - start)
-            note, name = self.work / "ids" / f"{number:06d}.json", f"train/{number:05d}.jsonl.gz"
+            note, name = self.work / "notes" / f"{number:06d}.json", f"train/{number:05d}.jsonl.gz"
             if build.has_shard(name):
                 rows = None
             else:
                 rows = rows or self._rows(labels, start)
                 build.write_shard(name, islice(rows, count), bucket="train")
             if not note.is_file():
-                ids = [row.get("id", "") for row in iter_rows(self.folder / name)]
                 with atomic_write(note) as file:
-                    file.write(json.dumps(ids).encode())
+                    file.write(json.dumps(self._note(name, labels[start : start + count])).encode())
             done += count
             self.tick(rank, done)
         self.tick(rank, done, last=True)
+
+    def _note(self, shard: str, labels: np.ndarray) -> dict[str, Any]:
+        """Identities of a shard's documents; how many, and their tokens, by part and source."""
+        ids, kept, tokens, names = [], _Tally(), Counter[str](), self.wanted.names
+        for label, row in zip(labels, iter_rows(self.folder / shard), strict=True):
+            part = names[label]
+            ids.append(row.get("id", ""))
+            kept[part][row.get("source", "unknown")] += 1
+            tokens[part] += row.get("tokens", 0)
+        return {"ids": ids, "kept": kept, "tokens": tokens}
 
     def _rows(self, labels: np.ndarray, start: int) -> Iterator[dict[str, Any]]:
         """The rows of the mix from `start` on."""
@@ -203,16 +112,23 @@ def build_mix(out: Path, wanted: Mix, running: Running) -> Manifest:
         for there, count, rows in zip(shards, counts, available, strict=True)
     )
     with BuildFolder.open(out, "mix", wanted.parameters(), need_bytes=1.2 * size) as folder:
-        total = -(-sum(counts) // wanted.rows_per_shard)
+        documents = min(sum(counts), wanted.limit or sum(counts))
+        total = -(-documents // wanted.rows_per_shard)
         tasks = engine.fixed_tasks(folder.work, max(1, min(total, 4 * running.processes)))
-        stage = Stage(MixStep(out, wanted, counts), tasks, "mixing", sum(counts), "documents")
+        stage = Stage(MixStep(out, wanted, counts), tasks, "mixing", documents, "documents")
         engine.run_local(stage, out, running.processes)
-        ids = sorted(i for note in (folder.work / "ids").glob("*.json") for i in json.loads(note.read_bytes()) if i)
-        with atomic_write(out / "ids.txt") as file:
-            file.writelines(identity.encode() + b"\n" for identity in ids)
-        manifest = folder.finish(sources=_sources(wanted), counts=_report(wanted, counts, ids), packages=("numpy",))
+        report = _report(folder, wanted)
+        plot_counts(report["kept"], None, out / "histogram.png", "part of the mix")
+        manifest = folder.finish(sources=_sources(wanted), counts=report, packages=("numpy",))
         engine.forget_jobs(out)
         return manifest
+
+
+class _Tally(defaultdict[str, Counter[str]]):
+    """Documents by part, then by source."""
+
+    def __init__(self) -> None:
+        super().__init__(Counter)
 
 
 def _sources(wanted: Mix) -> list[Source]:
@@ -226,9 +142,22 @@ def _sources(wanted: Mix) -> list[Source]:
     return found
 
 
-def _report(wanted: Mix, counts: list[int], ids: list[str]) -> dict[str, Any]:
-    parts = [
-        {"part": f"{part.build.name}{f':{part.bucket}' if part.bucket else ''}", "documents": count}
-        for part, count in zip(wanted.parts, counts, strict=True)
-    ]
-    return {"documents": sum(counts), "parts": parts, "in_two_parts": len(ids) - len(set(ids))}
+def _report(folder: BuildFolder, wanted: Mix) -> dict[str, Any]:
+    """The counts of the manifest; writes `ids.txt` on the way."""
+    ids: list[str] = []
+    kept, tokens = _Tally(), Counter[str]()
+    for path in sorted((folder.work / "notes").glob("*.json")):
+        note = json.loads(path.read_bytes())
+        ids += filter(None, note["ids"])
+        for part, sources in note["kept"].items():
+            kept[part].update(sources)
+        tokens.update(note["tokens"])
+    with atomic_write(folder.path / "ids.txt") as file:
+        file.writelines(identity.encode() + b"\n" for identity in sorted(ids))
+    names = wanted.names
+    return {
+        "documents": {name: sum(kept[name].values()) for name in names},
+        "tokens": {name: tokens[name] for name in names} if all(tokens[name] for name in names) else None,
+        "kept": {name: dict(sorted(kept[name].items())) for name in names},
+        "in_two_parts": len(ids) - len(set(ids)),
+    }

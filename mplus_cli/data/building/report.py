@@ -11,14 +11,16 @@ from typing import Any
 
 from mplus_cli.console import size, table
 from mplus_cli.data.building.manifest import Manifest
-from mplus_cli.data.building.shards import atomic_write, iter_rows
+from mplus_cli.data.building.plot import grouped_sources
+from mplus_cli.data.building.shards import iter_rows
+
+_MOST_SOURCES = 15  # that a table has a line for
 
 
 def summary(folder: Path, manifest: Manifest) -> str:
     """A build in a few lines: what, from where, how much."""
-    lines = [
-        f"{folder}: {manifest.builder}, {manifest.rows:,} rows in {len(manifest.shards)} shards, {size(manifest.bytes)}"
-    ]
+    files = f"{len(manifest.shards):,} shard{'' if len(manifest.shards) == 1 else 's'}"
+    lines = [f"{folder}: {manifest.builder}, {manifest.rows:,} rows in {files}, {size(manifest.bytes)}"]
     for source in dict.fromkeys(replace(source, note=None) for source in manifest.sources):
         details = [
             source.revision and f"revision {source.revision[:18]}",
@@ -29,47 +31,79 @@ def summary(folder: Path, manifest: Manifest) -> str:
         lines.append(f"tokenizer {manifest.tokenizer.name} (sha256 {manifest.tokenizer.sha256[:12]})")
     if manifest.created:
         lines.append(f"built {manifest.created['at']} in {manifest.created['seconds']} s")
-    parts = [by_source(manifest.counts)] if "found" in manifest.counts else [by_bucket(manifest)]
-    if "parts" in manifest.counts:
-        parts.append(
-            table(["part", "documents"], [[p["part"], f"{p['documents']:,}"] for p in manifest.counts["parts"]])
-        )
-    if "reading" in manifest.counts:
-        parts.append(reading(manifest.counts))
+    counts = manifest.counts
+    if manifest.builder == "event-qa":
+        parts = [by_book(counts), checks(counts)]
+    elif "kept" in counts:
+        parts = [by_source(counts), *([reading(counts)] if "reading" in counts else [])]
+    elif all(isinstance(count, int) for count in counts.values()):
+        parts = [table(["", "count"], [[_words(name), f"{count:,}"] for name, count in counts.items()])]
+    else:
+        parts = [by_split(counts)]
     return "\n\n".join(["\n".join(lines), *parts])
 
 
 def by_source(counts: Mapping[str, Any]) -> str:
-    """Documents found in each bucket by source, as in Appendix C of the paper, and how many are kept."""
-    found, kept = counts["found"], counts["kept"]
-    totals: dict[str, int] = {}
-    for sources in found.values():
-        for source, count in sources.items():
-            totals[source] = totals.get(source, 0) + count
-    sources = sorted(totals, key=lambda source: (-totals[source], source))
+    """Documents of each source by bucket, as in Appendix C of the paper (turned by 90 degrees), and what is kept."""
+    kept, tokens = counts["kept"], counts.get("tokens")
+    found = counts.get("found", kept)
+    sums = [sum(by.values()) for by in found.values()]
     rows = []
-    for bucket, by in found.items():
-        total = sum(by.values())
-        shares = [f"{by.get(s, 0):,} ({by.get(s, 0) / total:.1%})" if total else "0" for s in sources]
-        tokens = (counts.get("tokens") or {}).get(bucket)
-        kept_cell = f"{sum(kept[bucket].values()):,}"
-        rows.append([bucket, f"{total:,}", *shares, kept_cell, f"{tokens:,}" if tokens is not None else "-"])
-    return table(["bucket", "found", *[_short_name(s) for s in sources], "kept", "kept tokens"], rows)
+    for name, sources in grouped_sources(found, _MOST_SOURCES):
+        counted = [sum(by.get(source, 0) for source in sources) for by in found.values()]
+        cells = [_with_share(count, total) for count, total in zip(counted, sums, strict=True)]
+        rows.append([name, *cells, _with_share(sum(counted), sum(sums))])
+    for label, by_bucket in (
+        ("found", {bucket: sum(by.values()) for bucket, by in found.items()} if "found" in counts else None),
+        ("kept", {bucket: sum(by.values()) for bucket, by in kept.items()}),
+        ("kept tokens", {bucket: tokens.get(bucket, 0) for bucket in kept} if tokens else None),
+    ):
+        if by_bucket is not None:
+            rows.append([label, *(f"{count:,}" for count in by_bucket.values()), f"{sum(by_bucket.values()):,}"])
+    return table(["source", *found, "all"], rows)
 
 
-def by_bucket(manifest: Manifest) -> str:
-    rows = []
-    for bucket, shards in manifest.buckets().items():
-        rows.append(
-            [bucket or "-", f"{sum(s.rows for s in shards):,}", str(len(shards)), size(sum(s.bytes for s in shards))]
+def _with_share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})" if count else "0"
+
+
+def by_split(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Numbers that each split has, such as chronicles and questions."""
+    names = list(next(iter(counts.values()), {}))
+    return table(["", *counts], [[_words(name), *(f"{by[name]:,}" for by in counts.values())] for name in names])
+
+
+def by_book(counts: Mapping[str, Any]) -> str:
+    """What LongBook-Event-QA has of each book."""
+    columns = ("tokens", "chunks", "kept", "questions")
+    rows = [[name, *(f"{book[column]:,}" for column in columns)] for name, book in counts["books"].items()]
+    return table(["book", "tokens", "chunks", "events", "questions"], rows)
+
+
+def checks(counts: Mapping[str, Any]) -> str:
+    """How many questions there are, what failed a check and which, what was left out and why, one line each."""
+    flagged, blind = counts["flagged"], counts["guessing_by_length"]
+    lines = [f"{counts['questions']:,} questions; {flagged['questions']:,} more failed a check"]
+    lines += [f"  {count:,} {check}" for check, count in flagged.items() if count and check != "questions"]
+    lines += [f"events left out: {count:,} {why}" for why, count in counts["events_left_out"].items() if count]
+    lines += [f"set aside: {count:,} {why}" for why, count in counts["set_aside"].items()]
+    if blind["longest"] is not None:
+        lines.append(
+            f"guessing the longest option is right in {blind['longest']:.0%}, the shortest in {blind['shortest']:.0%} "
+            f"(chance {blind['chance']:.0%})"
         )
-    return table(["bucket", "rows", "shards", "size"], rows)
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def reading(counts: Mapping[str, Any]) -> str:
     """What was read, skipped and dropped, one line each."""
     read = counts["reading"]
-    lines = [f"read {read['rows']:,} documents; {read['tokenized']:,} tokenized ({read['tokens']:,} tokens)"]
+    tokenized = f"; {read['tokenized']:,} tokenized ({read['tokens']:,} tokens)" if read["tokenized"] else ""
+    lines = [f"read {read['rows']:,} documents{tokenized}"]
     skipped = read["skipped_short"] + read["skipped_long"]
     if skipped:
         lines.append(
@@ -101,32 +135,3 @@ def _cut(value: Any, limit: int = 160) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
-
-
-def _short_name(source: str) -> str:
-    return source.removeprefix("RedPajama")
-
-
-def plot_counts(found: Mapping[str, Mapping[str, int]], kept: Mapping[str, Mapping[str, int]], path: Path) -> None:
-    """Write a PNG: documents found by bucket, stacked by source, with what is kept as a line. Needs matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    buckets = list(found)
-    sources = sorted({source for by in found.values() for source in by})
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    bottom = [0] * len(buckets)
-    for source in sources:
-        heights = [found[bucket].get(source, 0) for bucket in buckets]
-        axes.bar(buckets, heights, bottom=bottom, label=_short_name(source))
-        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    axes.plot(buckets, [sum(kept[bucket].values()) for bucket in buckets], "k_", markersize=40, label="kept")
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("documents")
-    axes.legend(fontsize=8, markerscale=0.3)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

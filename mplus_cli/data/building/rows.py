@@ -5,19 +5,14 @@ Rows are numbered by their line (from 0), broken ones too, so that a row keeps i
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from mplus_cli.errors import MissingExtraError, UsageError
+from mplus_cli.data.building.files import MAX_LINE, naming_damage, open_file, parquet_file, text_lines
+from mplus_cli.errors import UsageError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".parquet")
-_MAX_LINE = 256 << 20
 _NAMED = 20
 _PROGRESS_ROWS = 32
 
@@ -104,23 +99,63 @@ def read_rows(
     """
     name = name or path
     reader = _parquet_records if path.endswith(".parquet") else _json_records
+    with naming_damage(name), open_file(path) as file:
+        for number, record in reader(file, fields, bad, name, short):
+            if stop is not None and number >= stop:
+                return
+            if number % _PROGRESS_ROWS == 0:
+                progress(file.tell())
+            if only is not None and number not in only:
+                continue
+            if record is None:
+                yield Row(number, None, "")
+            elif (row := _row(record, fields, bad, name, number)) is not None:
+                yield row
+
+
+def read_objects(
+    path: str, bad: BadRows, name: str, progress: Callable[[int], None] = lambda position: None
+) -> Iterator[tuple[int, Any]]:
+    """Number and value of every row of a jsonl or parquet file, whatever its fields; broken lines are counted.
+
+    Args:
+        progress: told now and then how many bytes of the file are read.
+
+    Raises:
+        UsageError: the file is damaged or of an unknown kind, or has too many broken lines.
+    """
+    with naming_damage(name), open_file(path) as file:
+        if path.endswith(".parquet"):
+            batches = parquet_file(file, name).iter_batches(batch_size=64)
+            values = (row for batch in batches for row in batch.to_pylist())
+        else:
+            lines = enumerate(text_lines(file, name))
+            values = (parse_line(line, bad, name, at) if line.strip() else None for at, line in lines)
+        for number, value in enumerate(values):
+            if number % _PROGRESS_ROWS == 0:
+                progress(file.tell())
+            if value is not None:
+                yield number, value
+
+
+def parse_line(line: bytes, bad: BadRows, name: str, number: int) -> Any:
+    """The value of a line of JSON; a broken one (or `null`) is counted and gives None."""
+    if len(line) > MAX_LINE:
+        bad.add(name, number, f"longer than {MAX_LINE >> 20} MB")
+        return None
     try:
-        with open_file(path) as file:
-            for number, record in reader(file, fields, bad, name, short):
-                if stop is not None and number >= stop:
-                    return
-                if number % _PROGRESS_ROWS == 0:
-                    progress(file.tell())
-                if only is not None and number not in only:
-                    continue
-                if record is None:
-                    yield Row(number, None, "")
-                elif (row := _row(record, fields, bad, name, number)) is not None:
-                    yield row
-    except FileNotFoundError as error:
-        raise UsageError(f"{name} is gone.", "Sources must stay as they are until the build is complete.") from error
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UsageError(f"{name} is damaged or cut off: {error}.", "Download it again.") from error
+        value = json.loads(line)
+        if b"\\ud" in line or b"\\uD" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        bad.add(name, number, "not valid Unicode (half a surrogate pair)")
+        return None
+    except (ValueError, RecursionError) as error:
+        bad.add(name, number, f"not JSON ({error})")
+        return None
+    if value is None:
+        bad.add(name, number, "null instead of an object")
+    return value
 
 
 class _Line:
@@ -137,7 +172,7 @@ def _json_records(
 ) -> Iterator[tuple[int, Any]]:
     """Number and content of each row; None for short ones."""
     checked = False
-    for number, line in enumerate(_text_lines(file, name)):
+    for number, line in enumerate(text_lines(file, name)):
         line = line.strip(b"\r\n")
         if not line:
             continue
@@ -160,42 +195,6 @@ def _check_fields(line: bytes, fields: Fields, name: str) -> bool:
     return isinstance(record, dict)
 
 
-def _text_lines(file: IO[bytes], path: str) -> Iterator[bytes]:
-    """Lines split at newlines only, compressed or not."""
-    stream: Any = file
-    if path.endswith(".gz"):
-        stream = gzip.GzipFile(fileobj=file)
-    elif path.endswith(".xz"):
-        stream = lzma.LZMAFile(file)  # noqa: SIM115 (the caller closes `file`)
-    elif path.endswith(".zst"):
-        yield from _zstd_lines(file, path)
-        return
-    elif not path.endswith(".jsonl"):
-        raise UsageError(f"{path} is of an unknown kind.", f"Readable are {', '.join(SUFFIXES)}.")
-    # fsspec's files of the hub know no readline with a limit
-    yield from _bounded_lines(stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, 1 << 20))
-
-
-def _zstd_lines(file: IO[bytes], path: str) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path} needs zstandard", "pip install 'mplus[data]'") from error
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
-            yield from _bounded_lines(io.BufferedReader(stream, 1 << 20))
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from error
-
-
-def _bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines; of one that is far too long only the beginning, so that a wrong file cannot fill memory."""
-    while line := stream.readline(_MAX_LINE + 1):
-        yield line
-        while len(line) > _MAX_LINE and not line.endswith(b"\n") and line:
-            line = stream.readline(_MAX_LINE + 1)
-
-
 def _parquet_records(
     file: IO[bytes], fields: Fields, bad: BadRows, name: str, short: Callable[[bytes], bool]
 ) -> Iterator[tuple[int, Any]]:
@@ -211,27 +210,10 @@ def _parquet_records(
             number += 1
 
 
-def parquet_file(file: IO[bytes], name: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError(f"reading {name} needs pyarrow", "pip install 'mplus[data]'") from error
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise EOFError(str(error)) from error
-
-
 def _row(record: Any, fields: Fields, bad: BadRows, name: str, number: int) -> Row | None:
     if isinstance(record, _Line):
-        if len(record.line) > _MAX_LINE:
-            bad.add(name, number, f"longer than {_MAX_LINE >> 20} MB")
-            return None
-        try:
-            record = json.loads(record.line)
-        except (ValueError, RecursionError) as error:
-            bad.add(name, number, f"not JSON ({error})")
+        record = parse_line(record.line, bad, name, number)
+        if record is None:
             return None
     if not isinstance(record, dict):
         bad.add(name, number, f"{type(record).__name__} instead of an object")
@@ -239,11 +221,6 @@ def _row(record: Any, fields: Fields, bad: BadRows, name: str, number: int) -> R
     text = _lookup(record, fields.text)
     if not isinstance(text, str):
         bad.add(name, number, f"field {fields.text!r} is {type(text).__name__}, fields: {', '.join(record)}")
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        bad.add(name, number, "not valid Unicode (half a surrogate pair)")
         return None
     source = _lookup(record, fields.source)
     return Row(number, text, source if isinstance(source, str) and source else "unknown")
@@ -262,24 +239,3 @@ def _no_field(name: str, field: str, found: list[str]) -> UsageError:
     return UsageError(
         f"{name} has no field {field!r}; its fields are {', '.join(found)}.", "Name the right one with --text-field."
     )
-
-
-def open_file(path: str) -> IO[bytes]:
-    """A local file, or one on the hub."""
-    if not path.startswith("hf://"):
-        return open(path, "rb")
-    from huggingface_hub import HfFileSystem
-
-    return HfFileSystem().open(path, "rb")
-
-
-def count_rows(path: str, upto: int) -> int:
-    """How many rows (broken ones and blank lines too) a file has, but at most `upto`."""
-    with open_file(path) as file:
-        if path.endswith(".parquet"):
-            return min(parquet_file(file, path).metadata.num_rows, upto)
-        count = 0
-        for count, _ in enumerate(_text_lines(file, path), 1):
-            if count >= upto:
-                break
-        return count

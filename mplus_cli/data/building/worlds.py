@@ -5,11 +5,13 @@ Each chronicle is a function of the seed and its number, so shards are independe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mplus_cli import __version__
 from mplus_cli.data.building import engine
 from mplus_cli.data.building.documents import Running
 from mplus_cli.data.building.engine import Stage, Step
@@ -23,6 +25,7 @@ from mplus_cli.data.chronicle.names import SPLITS
 from mplus_cli.errors import UsageError
 
 _SHARD_CHARACTERS = 5_000_000
+_SUMMED = ("two_passage_questions", "facts", "moves", "characters", "tokens")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class WorldsStep(Step):
             questions: list[dict[str, Any]] = []
             for member in members:
                 name = f"{split}-{member:06d}"
-                chronicle = self._chronicle(split, name)
+                chronicle = self._chronicle(split, name, partial(self._tick_from, rank, done))
                 texts.append(self._text_row(chronicle, name, split))
                 questions += question_rows(chronicle, name, split)
                 done += len(chronicle.text)
@@ -95,11 +98,16 @@ class WorldsStep(Step):
             build.write_shard(f"{split}/questions-{number:05d}.jsonl.gz", questions, bucket=f"{split}-questions")
         self.tick(rank, done, last=True)
 
-    def _chronicle(self, split: str, name: str) -> Chronicle:
+    def _tick_from(self, rank: int, before: int, length: int) -> None:
+        self.tick(rank, before + length)
+
+    def _chronicle(self, split: str, name: str, on_progress: Callable[[int], None]) -> Chronicle:
         # A string seeds Random by its sha512: the same on every machine and for every number of chronicles.
         seed: Any = f"{self.wanted.seed}/{name}"
         which = next(s for s in SPLITS if s == split)
-        return Chronicle.generate(seed, self.wanted.config(), min_chars=self.wanted.characters, split=which)
+        return Chronicle.generate(
+            seed, self.wanted.config(), min_chars=self.wanted.characters, split=which, on_progress=on_progress
+        )
 
     def _text_row(self, chronicle: Chronicle, name: str, split: str) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -109,6 +117,8 @@ class WorldsStep(Step):
             "source": "chronicle",
         }
         row |= {"name": name, "title": chronicle.title, "facts": len(chronicle.facts)}
+        row["moves"] = sum(fact.superseded_by is not None for fact in chronicle.facts)
+        row["two_passage_questions"] = sum(len(question.facts) == 2 for question in chronicle.questions)
         if self.tokenizer is not None:
             counter = load_counter(self.work / "tokenizer.json", self.tokenizer.sha256)
             row["tokens"] = counter.counts([chronicle.text])[0]
@@ -144,7 +154,11 @@ def build_worlds(out: Path, wanted: Worlds, running: Running) -> Manifest:
         engine.run_local(stage, out, running.processes)
         counts = _counts(folder)
         manifest = folder.finish(
-            sources=[Source("mplus chronicle generator", licence="MIT", note="invented text, no outside source")],
+            sources=[
+                Source(
+                    "mplus chronicle generator", f"mplus {__version__}", "MIT", note="invented text, no outside source"
+                )
+            ],
             counts=counts,
             tokenizer=tokenizer,
             packages=("tokenizers",) if tokenizer else (),
@@ -158,7 +172,7 @@ def _counts(folder: BuildFolder) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {}
     for shard in folder.shards():
         split, _, kind = shard.labels["bucket"].partition("-")
-        tally = counts.setdefault(split, {"chronicles": 0, "questions": 0, "characters": 0, "tokens": 0})
+        tally = counts.setdefault(split, dict.fromkeys(("chronicles", "questions", *_SUMMED), 0))
         if kind == "questions":
             tally["questions"] += shard.rows
             continue
@@ -167,6 +181,6 @@ def _counts(folder: BuildFolder) -> dict[str, Any]:
                 with atomic_write(folder.path / split / "sample.txt") as file:
                     file.write(row["text"].encode())
             tally["chronicles"] += 1
-            tally["characters"] += len(row["text"])
-            tally["tokens"] += row.get("tokens", 0)
+            for name in _SUMMED:
+                tally[name] += len(row["text"]) if name == "characters" else row.get(name, 0)
     return counts

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mplus_cli.data.chat.backend import Backend, ChatSettings, make_job
+from mplus_cli.console import Progress
+from mplus_cli.data.chat.backend import Backend, make_job
 from mplus_cli.data.chat.cache import AnswerCache
 from mplus_cli.data.chat.requests import Answer, ChatRequest
 
@@ -19,12 +20,20 @@ class UnusableAnswerError(ValueError):
 
 @dataclass(frozen=True)
 class Asked(Generic[T]):
-    """What became of a question: its value and the answer behind it, or the fault of its last answer."""
+    """What became of a question: its value and the answer behind it, or the fault of its last answer.
+
+    After a dry run a question may have no answer at all.
+    """
 
     value: T | None
     answer: Answer | None
     fault: str | None
     attempts: int
+
+    @property
+    def unusable(self) -> bool:
+        """There is an answer that cannot be used: ask again."""
+        return self.answer is not None and self.fault is not None
 
 
 def ask_all(
@@ -56,24 +65,22 @@ def ask_all(
         done += len(missing)
         for index, job in jobs.items():
             results[index] = _read(backend.cache, job.key, index, parse, attempt + 1)
-        open_requests = [index for index in open_requests if _result(results[index]).fault]
+        open_requests = [index for index in open_requests if _result(results[index]).unusable]
     return [_result(result) for result in results]
 
 
-def cached_answers(
-    settings: ChatSettings, cache: AnswerCache, requests: Sequence[ChatRequest], parse: Callable[[int, str], T]
-) -> list[Asked[T] | None]:
-    """What `ask_all` would find without asking; None for a request that would have to be sent."""
-    found: list[Asked[T] | None] = []
-    for index, request in enumerate(requests):
-        result: Asked[T] | None = None
-        for attempt in range(settings.attempts):
-            key = make_job(settings, request, attempt).key
-            result = None if cache.get(key) is None else _read(cache, key, index, parse, attempt + 1)
-            if result is None or result.fault is None:
-                break
-        found.append(result)
-    return found
+def ask_visibly(
+    label: str, backend: Backend, requests: Sequence[ChatRequest], parse: Callable[[int, str], T]
+) -> list[Asked[T]]:
+    """`ask_all` with a line of progress: answers there, rate, time left, money spent."""
+    with Progress(label, len(requests), "answers") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = max(total, 1)
+            cost = backend.budget.cost
+            progress.update(done, f"{done:,}/{total:,}" + (f", ${cost:.2f} spent" if cost is not None else ""))
+
+        return ask_all(backend, requests, parse, show)
 
 
 def _shifted(on_progress: Callable[[int, int], None], done: int, total: int) -> Callable[[int], None]:

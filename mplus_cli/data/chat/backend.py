@@ -58,6 +58,12 @@ class ChatSettings:
         host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
         return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers: for a manifest."""
+        asked = {"model": self.model, "server": self.server}
+        return asked | {"temperature": self.temperature, "attempts": self.attempts}
+
     def api_key(self) -> str:
         """The key, from $OPENAI_API_KEY alone. Servers of one's own mostly need none.
 
@@ -81,6 +87,7 @@ class Job:
     body: dict[str, Any]
     input_tokens: int
     max_output_tokens: int
+    typical_output_tokens: int = 0
 
 
 class Backend(Protocol):
@@ -92,13 +99,16 @@ class Backend(Protocol):
     retried: int
 
     def fetch(self, jobs: Sequence[Job], on_done: Callable[[int], None]) -> None:
-        """Ask; when this returns the answer of every job is in the cache. `on_done` is told how many are there."""
+        """Ask; when this returns the answer of every job is in the cache. `on_done` is told how many are there.
+
+        Only `DryRun` leaves the answers out.
+        """
 
 
 def make_job(settings: ChatSettings, request: ChatRequest, attempt: int) -> Job:
     body = request.body(settings.model, settings.temperature, seed=attempt)
     key = content_key(settings.server, body)
-    return Job(key, body, request.estimated_input_tokens(), request.max_tokens)
+    return Job(key, body, request.estimated_input_tokens(), request.max_tokens, request.typical_tokens)
 
 
 def open_backend(settings: ChatSettings, cache: AnswerCache, budget: Budget, batch: bool = False) -> Backend:

@@ -73,17 +73,25 @@ def _price(row: dict[str, Any], batch: bool) -> Price:
     return price
 
 
-class Budget:
-    """Keeps what is spent and what requests under way could still cost below a limit in US dollars."""
+@dataclass
+class Purse:
+    """US dollars: the limit, what is spent, and what requests under way could still cost."""
 
-    def __init__(self, price: Price | None, limit: float | None = None) -> None:
-        if limit is not None and price is None:
+    limit: float | None = None
+    spent: float = 0.0
+    reserved: float = 0.0
+
+
+class Budget:
+    """Keeps the cost of asking one model within a purse, which may be shared with the budgets of other models."""
+
+    def __init__(self, price: Price | None, limit: float | None = None, purse: Purse | None = None) -> None:
+        self.price, self.purse = price, purse or Purse(limit)
+        if self.purse.limit is not None and price is None:
             raise UsageError(
                 "--max-cost needs a price for this model", hint="give a table of prices with --prices FILE"
             )
-        self.price, self.limit = price, limit
         self.spent = Usage()
-        self._reserved = 0.0
 
     @property
     def cost(self) -> float | None:
@@ -98,16 +106,18 @@ class Budget:
         """
         if self.price is None:
             return 0.0
-        most = self.price.of(Usage(1, input_tokens, max_output_tokens))
-        if self.limit is not None and (self.cost or 0.0) + self._reserved + most > self.limit:
+        most, purse = self.price.of(Usage(1, input_tokens, max_output_tokens)), self.purse
+        if purse.limit is not None and purse.spent + purse.reserved + most > purse.limit:
             raise CostLimitError(
-                f"stopped before --max-cost ${self.limit:.2f} could be exceeded: ${self.cost or 0.0:.2f} spent",
+                f"stopped before --max-cost ${purse.limit:.2f} could be exceeded: ${purse.spent:.2f} spent",
                 hint="all answers so far are kept; the same command with a larger --max-cost continues",
             )
-        self._reserved += most
+        purse.reserved += most
         return most
 
     def settle(self, reserved: float, input_tokens: int = 0, output_tokens: int = 0, requests: int = 0) -> None:
         """Give back a reservation and count what was really used (nothing, for a request that failed)."""
-        self._reserved = max(0.0, self._reserved - reserved)
+        self.purse.reserved = max(0.0, self.purse.reserved - reserved)
         self.spent.add(input_tokens, output_tokens, requests)
+        if self.price is not None:
+            self.purse.spent += self.price.of(Usage(requests, input_tokens, output_tokens))

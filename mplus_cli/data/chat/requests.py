@@ -16,6 +16,7 @@ class ChatRequest:
         system: the instruction.
         user: the question.
         max_tokens: longest answer in tokens.
+        typical_tokens: an answer of usual length in tokens, for estimates of the price; never sent.
         schema: JSON schema of the answer (structured outputs); None for plain text.
         schema_name: what the schema is called on the wire.
     """
@@ -23,6 +24,7 @@ class ChatRequest:
     system: str
     user: str
     max_tokens: int
+    typical_tokens: int
     schema: dict[str, Any] | None = None
     schema_name: str = "answer"
 

@@ -6,7 +6,7 @@ chronicle.text, chronicle.facts, chronicle.questions
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -54,8 +54,13 @@ class Chronicle:
         chapters: int | None = None,
         min_chars: int | None = None,
         split: Split = "train",
+        on_progress: Callable[[int], None] = lambda length: None,
     ) -> Chronicle:
-        """Writes a chronicle of `chapters` chapters, or of as many as it takes to reach `min_chars` characters."""
+        """Writes a chronicle of `chapters` chapters, or of as many as it takes to reach `min_chars` characters.
+
+        Args:
+            on_progress: told after each chapter how many characters there are.
+        """
         if (chapters is None) == (min_chars is None):
             raise UsageError("Give either chapters or min_chars.")
         rng = Random(seed)
@@ -66,6 +71,8 @@ class Chronicle:
             ended = chapters is not None and passage.chapter > chapters
             if ended or (min_chars is not None and passage.heading and length >= min_chars):
                 break
+            if passage.heading:
+                on_progress(length)
             length += 2
             facts += [replace(fact, start=fact.start + length, end=fact.end + length) for fact in passage.facts]
             pieces += ("\n\n", passage.text)

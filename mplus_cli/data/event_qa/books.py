@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from mplus_cli.data.building.rows import BadRows, read_objects
 from mplus_cli.data.sources import expand, read_source
 from mplus_cli.errors import UsageError
 
 _TEXT_FIELDS = ("context", "text")
 _NAME_FIELDS = ("title", "name", "id")
+_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,22 @@ class Book:
     sha256: str
 
 
-def read_books(patterns: Iterable[str]) -> list[Book]:
+def read_books(patterns: Iterable[str], bad: BadRows) -> list[Book]:
     """Read books from files, folders and globs; each text once, in the order of first appearance.
 
-    A `.jsonl` file (also .gz, .xz) holds a book per line in the field `context` (as in InfiniteBench's
+    A `.jsonl` file (also .gz, .xz, .zst) holds a book per line in the field `context` (as in InfiniteBench's
     longbook_qa_eng.jsonl, where every question repeats its book) or `text`.
 
+    Args:
+        bad: counts broken lines, and says how many are put up with.
+
     Raises:
-        UsageError: nothing to read, broken lines, or fields of other names.
+        UsageError: nothing to read, too many broken lines, or fields of other names.
     """
     books: dict[str, Book] = {}
     for pattern in patterns:
         for path in expand(pattern):
-            for name, text in _rows(Path(path)) if _is_jsonl(path) else [_file(path)]:
+            for name, text in _rows(path, bad) if path.endswith(_JSONL) else [_file(path)]:
                 sha256 = hashlib.sha256(text.encode()).hexdigest()
                 books.setdefault(sha256, Book(name, text, sha256))
     if not books:
@@ -52,33 +53,13 @@ def _file(path: str) -> tuple[str, str]:
     return Path(source.name).name.split(".")[0], source.text
 
 
-def _is_jsonl(path: str) -> bool:
-    return path.removesuffix(".gz").removesuffix(".xz").endswith(".jsonl")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _row(json.loads(line), f"{path.name.split('.')[0]}-{number}", f"{path}:{number}")
-    except ValueError as error:
-        raise UsageError(f"{path}:{number}: not JSON ({error})") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.suffix == ".gz":
-        return gzip.open(path)
-    return lzma.open(path) if path.suffix == ".xz" else open(path, "rb")
-
-
-def _row(row: object, default_name: str, place: str) -> tuple[str, str]:
-    fields = row if isinstance(row, dict) else {}
-    text = next((fields[field] for field in _TEXT_FIELDS if isinstance(fields.get(field), str)), None)
-    if text is None or not text.strip():
-        found = ", ".join(fields) or type(row).__name__
-        raise UsageError(f"{place}: no text in the field {' or '.join(_TEXT_FIELDS)} (found: {found})")
-    name = next((str(fields[field]) for field in _NAME_FIELDS if fields.get(field) not in (None, "")), default_name)
-    return name, text.replace("\r\n", "\n")
+def _rows(path: str, bad: BadRows) -> Iterator[tuple[str, str]]:
+    for number, row in read_objects(path, bad, path):
+        fields = row if isinstance(row, dict) else {}
+        text = next((fields[field] for field in _TEXT_FIELDS if isinstance(fields.get(field), str)), "")
+        if not text.strip():
+            found = ", ".join(fields) or type(row).__name__
+            raise UsageError(f"{path}:{number + 1}: no text in the field {' or '.join(_TEXT_FIELDS)} (found: {found})")
+        default = f"{Path(path).name.split('.')[0]}-{number + 1}"
+        name = next((str(fields[field]) for field in _NAME_FIELDS if fields.get(field) not in (None, "")), default)
+        yield name, text.replace("\r\n", "\n")

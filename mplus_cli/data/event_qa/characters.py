@@ -20,44 +20,23 @@ Nicknames ("Lizzy") are not guessed.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mplus_cli.data.chunking import segments
-from mplus_cli.errors import MissingExtraError, UsageError
+from mplus_cli.data.event_qa.mentions import Mentions, find_mentions
+from mplus_cli.data.event_qa.names import (
+    FAMILY_NAME_FOLLOWS,
+    FEMALE,
+    MALE,
+    MARRIED,
+    TITLES,
+    UNMARRIED,
+    plain_title,
+)
 
 if TYPE_CHECKING:
     from spacy.language import Language
-
-DEFAULT_PIPELINE = "en_core_web_sm"
-PERSON_LABELS = {"PERSON", "PER"}
-SEGMENT_CHARS = 20_000
-_NOT_NEEDED = ("tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "morphologizer")
-_WINDOW = 15  # tokens after a mention in which a pronoun tells who was meant
-_HE, _SHE = {"he", "him", "his", "himself"}, {"she", "her", "hers", "herself"}
-
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_MALE = _set("mr mister sir lord master monsieur count prince king duke baron earl marquis don herr father uncle")
-_FEMALE = _set("lady ms countess princess queen duchess baroness marchioness dame donna aunt mother")
-_MARRIED, _UNMARRIED = _set("mrs madame mme frau"), _set("miss mademoiselle mlle fraulein")
-_RANKS = _set("dr doctor captain colonel major general lieutenant sergeant professor prof judge inspector")
-TITLES = _MALE | _FEMALE | _MARRIED | _UNMARRIED | _RANKS | {"reverend", "rev", "saint", "st"}
-_FAMILY_NAME_FOLLOWS = {"mr", "mister", "mrs"} | _RANKS
-
-
-@dataclass
-class Mentions:
-    """How often a form of a name occurs, and how many pronouns of either sex follow it."""
-
-    count: int = 0
-    he: int = 0
-    she: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,15 +59,15 @@ class _Form:
 
     @property
     def sex(self) -> str | None:
-        if any(title in _MALE for title in self.titles):
+        if any(title in MALE for title in self.titles):
             return "he"
-        return "she" if any(title in _FEMALE | _MARRIED | _UNMARRIED for title in self.titles) else None
+        return "she" if any(title in FEMALE | MARRIED | UNMARRIED for title in self.titles) else None
 
     @property
     def marriage(self) -> str | None:
-        if any(title in _MARRIED for title in self.titles):
+        if any(title in MARRIED for title in self.titles):
             return "married"
-        return "unmarried" if any(title in _UNMARRIED for title in self.titles) else None
+        return "unmarried" if any(title in UNMARRIED for title in self.titles) else None
 
 
 @dataclass
@@ -114,73 +93,19 @@ class _Person:
         return len(sexes) < 2 and len(marriages) < 2
 
 
-def load_pipeline(name: str = DEFAULT_PIPELINE) -> Language:
-    """A spaCy pipeline that recognizes persons, by name or folder.
+def find_characters(
+    pipeline: Language,
+    text: str,
+    most: int = 10,
+    processes: int = 1,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Character]:
+    """The `most` most mentioned persons of a book; equal counts in the order of their names.
 
-    Raises:
-        MissingExtraError: spaCy or the pipeline is not installed; the hint is the command that installs it.
-        UsageError: the pipeline recognizes no entities.
+    Args:
+        on_progress: told how many characters of the text are read.
     """
-    try:
-        import spacy
-    except ImportError as error:
-        raise MissingExtraError("finding characters needs spaCy", 'pip install "mplus[data]"') from error
-    try:
-        pipeline = spacy.load(name, exclude=list(_NOT_NEEDED))
-    except OSError as error:
-        raise MissingExtraError(
-            f"the spaCy pipeline {name} is not installed", f"python -m spacy download {name}"
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"{name}: not a spaCy pipeline of this version ({str(error).splitlines()[0]})") from error
-    labels = {label for names in pipeline.pipe_labels.values() for label in names}
-    if not labels & PERSON_LABELS:
-        raise UsageError(f"the spaCy pipeline {name} recognizes no persons", hint=f"--spacy {DEFAULT_PIPELINE}")
-    return pipeline
-
-
-def find_characters(pipeline: Language, text: str, most: int = 10, processes: int = 1) -> list[Character]:
-    """The `most` most mentioned persons of a book; equal counts in the order of their names."""
-    return merge_aliases(find_mentions(pipeline, text, processes))[:most]
-
-
-def find_mentions(pipeline: Language, text: str, processes: int = 1) -> dict[str, Mentions]:
-    """Forms of person names in a text. The number of processes changes nothing but the time."""
-    found: dict[str, Mentions] = {}
-    pieces = (_unwrapped(text[start:end]) for start, end in segments(text, SEGMENT_CHARS))
-    for document in pipeline.pipe(pieces, batch_size=4, n_process=processes):
-        persons = [entity for entity in document.ents if entity.label_ in PERSON_LABELS]
-        for number, entity in enumerate(persons):
-            start = entity.start
-            while start > 0 and document[start - 1].is_title and _title(document[start - 1].text) in TITLES:
-                start -= 1
-            form = clean_name(document[start : entity.end].text)
-            if form is None:
-                continue
-            mentions = found.setdefault(form, Mentions())
-            mentions.count += 1
-            last = persons[number + 1].start if number + 1 < len(persons) else len(document)
-            following = (token.lower_ for token in document[entity.end : min(entity.end + _WINDOW, last)])
-            pronoun = next((word for word in following if word in _HE | _SHE), None)
-            mentions.he += pronoun in _HE
-            mentions.she += pronoun in _SHE
-    return found
-
-
-def clean_name(text: str) -> str | None:
-    """Rule 1 for one mention; None for what is no name."""
-    text = re.sub(r"['’]s?$", "", " ".join(text.replace("_", " ").split()).strip(" .,;:!?\"“”‘’'()[]-—"))
-    words = [_capital(word) for word in text.split()]
-    titles = [word for word in words if _title(word) in TITLES]
-    names = [word for word in words if _title(word) not in TITLES]
-    if not names or not all(len(name.strip(".")) > 1 or name.endswith(".") for name in names):
-        return None
-    if not names[0][0].isupper() or not names[-1][0].isupper() or any(char.isdigit() for char in text):
-        return None
-    return " ".join([*(f"{title.rstrip('.')}." if _title(title) in _DOTTED else title for title in titles), *names])
-
-
-_DOTTED = {"mr", "mrs", "dr", "prof", "rev", "st", "mme", "mlle"}
+    return merge_aliases(find_mentions(pipeline, text, processes, on_progress))[:most]
 
 
 def merge_aliases(mentions: Mapping[str, Mentions]) -> list[Character]:
@@ -195,7 +120,7 @@ def merge_aliases(mentions: Mapping[str, Mentions]) -> list[Character]:
         _join(persons, same, form)
     rest = []
     for form in single:  # given names, before family names: they decide who is mentioned most
-        given = [] if set(form.titles) & _FAMILY_NAME_FOLLOWS else [p for p in persons if p.is_named(0, form.words[0])]
+        given = [] if set(form.titles) & FAMILY_NAME_FOLLOWS else [p for p in persons if p.is_named(0, form.words[0])]
         if any(person.may_be(form) for person in given):
             _join(persons, given, form)
         else:
@@ -227,8 +152,8 @@ def _character(person: _Person) -> Character:
 
 def _parse(text: str, mentions: Mentions) -> _Form:
     words = text.split()
-    titles = tuple(_title(word) for word in words if _title(word) in TITLES)
-    return _Form(text, titles, tuple(word for word in words if _title(word) not in TITLES), mentions)
+    titles = tuple(plain_title(word) for word in words if plain_title(word) in TITLES)
+    return _Form(text, titles, tuple(word for word in words if plain_title(word) not in TITLES), mentions)
 
 
 def _sex(forms: Iterable[_Form]) -> str | None:
@@ -238,26 +163,3 @@ def _sex(forms: Iterable[_Form]) -> str | None:
     if told or he + she < 3 or 3 * max(he, she) < 2 * (he + she):
         return told
     return "he" if he > she else "she"
-
-
-def _title(word: str) -> str:
-    return word.rstrip(".").casefold()
-
-
-def _capital(word: str) -> str:
-    return word.capitalize() if word.isupper() and len(word) > 2 else word
-
-
-def _unwrapped(text: str) -> str:
-    """Single line breaks as spaces: printed books break lines inside names."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
-
-
-def pipeline_identity(pipeline: Language) -> dict[str, Any]:
-    """What a manifest records of a pipeline."""
-    meta = pipeline.meta
-    return {
-        "name": f"{meta['lang']}_{meta['name']}",
-        "version": meta["version"],
-        "licence": meta.get("license") or None,
-    }

@@ -46,7 +46,8 @@ _LIST_SCHEMA = {
 def events_request(characters: Sequence[Character], passage: str) -> ChatRequest:
     """Asks for the events of a chunk of a book."""
     user = f"Main characters of the book:\n{_cast(characters)}\n\nThe passage:\n<passage>\n{passage}\n</passage>"
-    return ChatRequest(_EVENTS_SYSTEM, user, max_tokens=3000, schema=_LIST_SCHEMA, schema_name="events")
+    typical = TYPICAL_EVENTS * TYPICAL_EVENT_TOKENS
+    return ChatRequest(_EVENTS_SYSTEM, user, 3000, typical, _LIST_SCHEMA, "events")
 
 
 def distractors_request(
@@ -57,9 +58,8 @@ def distractors_request(
     parts.append(f"The true next event:\n- {event}")
     if others:
         parts.append(f"Happened around the same time, so these are no false events:\n{_list(others)}")
-    return ChatRequest(
-        _DISTRACTORS_SYSTEM, "\n\n".join(parts), max_tokens=800, schema=_LIST_SCHEMA, schema_name="false_events"
-    )
+    typical = DISTRACTORS * TYPICAL_EVENT_TOKENS
+    return ChatRequest(_DISTRACTORS_SYSTEM, "\n\n".join(parts), 800, typical, _LIST_SCHEMA, "false_events")
 
 
 def read_events(text: str) -> list[str]:

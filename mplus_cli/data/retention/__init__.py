@@ -1,6 +1,7 @@
-"""Knowledge retention: facts to inject, distractors to inject after them, questions to ask then (figures 3, 5, 8)."""
+"""Knowledge retention: is a fact still known after so many tokens of other text? (paper section 4.3)"""
 
-from mplus_cli.data.retention.builder import RetentionOptions, build_retention
+from mplus_cli.data.retention.builder import build_retention
+from mplus_cli.data.retention.choosing import Filters, RetentionOptions, choose_examples
 from mplus_cli.data.retention.examples import Example, ExampleSource, open_examples
 from mplus_cli.data.retention.filters import Answerer, ChatAnswerer, LocalAnswerer
 
@@ -9,8 +10,10 @@ __all__ = [
     "ChatAnswerer",
     "Example",
     "ExampleSource",
+    "Filters",
     "LocalAnswerer",
     "RetentionOptions",
     "build_retention",
+    "choose_examples",
     "open_examples",
 ]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mplus_cli.console import Progress
 from mplus_cli.data.building import Source
-from mplus_cli.data.building.corpus import open_corpus
-from mplus_cli.data.building.rows import BadRows, open_file, parquet_file
-from mplus_cli.errors import MissingExtraError, UsageError
+from mplus_cli.data.building.corpus import CorpusFile, open_corpus
+from mplus_cli.data.building.rows import BadRows, read_objects
+from mplus_cli.errors import UsageError
 
 KNOWN = {  # short names: hub id, files of the evaluation split, files of the training split
     "squad": ("rajpurkar/squad", "plain_text/validation*", "plain_text/train*"),
@@ -48,35 +49,51 @@ class ExampleSource:
     """Where examples are read from, and how to read them."""
 
     source: Source
-    files: tuple[tuple[str, str], ...]  # (name, path)
+    files: tuple[CorpusFile, ...]
 
-    def rows(self, bad: BadRows) -> Iterator[Example | None]:
-        """Every question, in the order of the files; None for one without a usable answer.
+    def rows(self, bad: BadRows, what: str = "reading examples") -> Iterator[Example | None]:
+        """Every question, in the order of the files; None for one without a usable answer. Shows its progress.
 
         Raises:
             UsageError: a file is damaged or in none of the known formats, or too many lines are broken.
         """
-        for name, path in self.files:
-            if path.removesuffix(".gz").endswith(".json"):
-                yield from _squad_file(name, path)
-                continue
-            for number, record in _records(name, path, bad):
-                found = read_row(record)
-                if isinstance(found, str):
-                    if number == 0:
-                        raise UsageError(f"{name}: rows with the fields {found} are in no known format", FORMATS)
-                    bad.add(name, number, f"fields {found}")
+        done = 0
+        with Progress(what, sum(file.bytes for file in self.files), "bytes") as progress:
+            for file in self.files:
+                if file.path.removesuffix(".gz").endswith(".json"):
+                    yield from _squad_file(file.name, file.path)
                 else:
-                    yield found.example
+                    yield from _rows(file, bad, partial(_update, progress, done))
+                done += file.bytes
+
+
+def _update(progress: Progress, before: int, position: int) -> None:
+    progress.update(before + position)
+
+
+def _rows(file: CorpusFile, bad: BadRows, progress: Callable[[int], None]) -> Iterator[Example | None]:
+    for number, record in read_objects(file.path, bad, file.name, progress):
+        found = read_row(record)
+        if isinstance(found, str):
+            if number == 0:
+                raise UsageError(f"{file.name}: rows with the fields {found} are in no known format", FORMATS)
+            bad.add(file.name, number, f"fields {found}")
+        else:
+            yield found.example
 
 
 def open_examples(
-    name: str, revision: str | None = None, files: str | None = None, train: bool = False
+    name: str,
+    revision: str | None = None,
+    files: str | None = None,
+    licence: str | None = None,
+    train: bool = False,
 ) -> ExampleSource:
     """The files of a source.
 
     Args:
         name: `squad` or `nq` (on the hub), a file or folder here, or a hub id.
+        licence: as the user states it; None takes what the hub states.
         train: of `squad` and `nq`, take the training split (for distractors) instead of the evaluation split.
 
     Raises:
@@ -88,9 +105,10 @@ def open_examples(
         files = files or splits[train]
     elif path.is_file() and path.name.removesuffix(".gz").endswith(".json"):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return ExampleSource(Source(name, f"sha256:{digest}", note="local file"), ((path.name, str(path)),))
-    corpus = open_corpus(name, revision=revision, files=files)
-    return ExampleSource(corpus.source, tuple((file.name, file.path) for file in corpus.files))
+        file = CorpusFile(path.name, str(path), path.stat().st_size)
+        return ExampleSource(Source(name, f"sha256:{digest}", licence, "local file"), (file,))
+    corpus = open_corpus(name, revision=revision, files=files, licence=licence)
+    return ExampleSource(corpus.source, corpus.files)
 
 
 @dataclass(frozen=True)
@@ -158,37 +176,3 @@ def _squad_file(name: str, path: str) -> Iterator[Example | None]:
         raise UsageError(f"{name}: not SQuAD's json (missing {error})", FORMATS) from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{name}: damaged or no json ({error})") from error
-
-
-def _records(name: str, path: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
-    """(number, row) of a jsonl or parquet file; broken lines are counted."""
-    try:
-        with open_file(path) as file:
-            if path.endswith(".parquet"):
-                batches = parquet_file(file, name).iter_batches(batch_size=64)
-                yield from enumerate(row for batch in batches for row in batch.to_pylist())
-                return
-            for number, line in enumerate(_decompressed(file, path)):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except ValueError as error:
-                        bad.add(name, number, f"not JSON ({error})")
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UsageError(f"{name} is damaged or cut off: {error}", "Download it again.") from error
-
-
-def _decompressed(file: Any, path: str) -> Any:
-    if path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=file)
-    if path.endswith(".xz"):
-        return lzma.LZMAFile(file)
-    if path.endswith(".zst"):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise MissingExtraError(f"reading {path} needs zstandard", 'pip install "mplus[data]"') from error
-        import io
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-    return file

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from mplus_cli.console import Progress
-from mplus_cli.data.chat import Answer, AnswerCache, Backend, ChatRequest, ask_all
+from mplus_cli.data.chat import Answer, AnswerCache, Backend, ChatRequest, DryRun, Plan, Usage, ask_visibly
 from mplus_cli.data.chat.requests import content_key
 from mplus_cli.data.retention.examples import Example
 from mplus_cli.errors import UsageError
@@ -20,12 +21,26 @@ _BATCH = 8
 
 
 class Answerer(Protocol):
-    """A model that is asked."""
+    """A model that is asked.
 
-    name: str
+    Attributes:
+        identity: what decides the answers, for the manifest.
+        requests: how many questions it was given so far, answered before or not.
+        faults: why it gave no usable answer, counted.
+    """
 
-    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str]:
-        """What it says to each question; an empty text where it says nothing usable."""
+    identity: dict[str, Any]
+    requests: int
+    faults: Counter[str]
+
+    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str | None]:
+        """What it says to each question: an empty text where it says nothing usable.
+
+        None where a dry run would have to ask.
+        """
+
+    def plan(self, estimated: bool) -> Plan:
+        """After a dry run: what asking would take."""
 
 
 class ChatAnswerer:
@@ -33,42 +48,61 @@ class ChatAnswerer:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.name = f"{backend.settings.model} at {backend.settings.server}"
+        self.identity = backend.settings.identity
+        self.requests = 0
+        self.faults: Counter[str] = Counter()
 
-    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str]:
-        requests = [ChatRequest(_SYSTEM, prompt(example, with_context), 40) for example in examples]
-        with Progress(f"asking {self.backend.settings.model}", len(requests)) as progress:
+    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str | None]:
+        """See `Answerer`."""
+        requests = [ChatRequest(_SYSTEM, prompt(example, with_context), 40, NEW_TOKENS) for example in examples]
+        asked = ask_visibly(f"asking {self.backend.settings.model}", self.backend, requests, lambda _, text: text)
+        self.requests += len(requests)
+        self.faults.update(result.fault for result in asked if result.unusable and result.fault)
+        return [None if result.answer is None else result.value or "" for result in asked]
 
-            def show(done: int, total: int) -> None:
-                progress.total = max(total, 1)
-                progress.update(done, f"{done:,}/{total:,} answers")
-
-            asked = ask_all(self.backend, requests, lambda _, text: text, show)
-        return [result.value or "" for result in asked]
+    def plan(self, estimated: bool) -> Plan:
+        """See `Answerer`; the backend must be a `DryRun`."""
+        if not isinstance(self.backend, DryRun):
+            raise TypeError("only a dry run has a plan")
+        return self.backend.plan(self.requests, estimated)
 
 
 class LocalAnswerer:
-    """A Hugging Face causal language model in this process, greedy. Its answers are cached like those of a server."""
+    """A Hugging Face causal language model in this process, greedy. Its answers are cached like those of a server.
 
-    def __init__(self, name: str, cache: AnswerCache, device: str = "cpu") -> None:
-        self.name, self.cache, self.device = name, cache, device
-        self._identity = f"local:{name}:{_fingerprint(name)}"
+    Args:
+        dry_run: only count; the model is not loaded.
+    """
+
+    def __init__(self, name: str, cache: AnswerCache, device: str = "cpu", dry_run: bool = False) -> None:
+        self.name, self.cache, self.device, self.dry_run = name, cache, device, dry_run
+        self.requests = self.missing = 0
+        self.faults: Counter[str] = Counter()
+        self.identity = {"model": name, "files": _fingerprint(name)}
+        self._key = f"local:{name}:{self.identity['files']}"
         self._loaded: tuple[Any, Any] | None = None
 
-    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str]:
+    def answers(self, examples: Sequence[Example], with_context: bool) -> list[str | None]:
+        """See `Answerer`."""
         prompts = [prompt(example, with_context) for example in examples]
         bodies = [{"prompt": text, "max_new_tokens": NEW_TOKENS} for text in prompts]
-        keys = [content_key(self._identity, body) for body in bodies]
+        keys = [content_key(self._key, body) for body in bodies]
         missing = [index for index, key in enumerate(keys) if self.cache.get(key) is None]
-        with Progress(f"asking {self.name}", len(missing)) as progress:
-            for start in range(0, len(missing), _BATCH):
+        self.requests += len(keys)
+        self.missing += len(missing)
+        with Progress(f"asking {self.name}", len(missing), "answers") as progress:
+            for start in range(0, 0 if self.dry_run else len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
                 for index, text in zip(part, self._generate([prompts[i] for i in part]), strict=True):
                     answer = Answer(text, None, "stop", self.name, 0, 0)
-                    self.cache.put(keys[index], self._identity, bodies[index], answer)
+                    self.cache.put(keys[index], self._key, bodies[index], answer)
                 progress.update(start + len(part))
         found = (self.cache.get(key) for key in keys)
-        return [answer.content or "" if answer else "" for answer in found]
+        return [None if answer is None else answer.content or "" for answer in found]
+
+    def plan(self, estimated: bool) -> Plan:
+        """See `Answerer`; a model of one's own costs no money."""
+        return Plan(self.name, self.requests, self.requests - self.missing, Usage(self.missing), 0.0, estimated)
 
     def _generate(self, prompts: list[str]) -> list[str]:
         import torch

@@ -1,4 +1,4 @@
-"""A small corpus in SlimPajama's layout, cut from real books, and the tokenizers to count it with."""
+"""A small corpus in SlimPajama's layout, cut from real books, and a real tokenizer to count it with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.helpers import CommandLine
-from tests.fixtures import byte_tokenizer
-
 SHARED = Path(os.environ.get("MPLUS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 SETS = ["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaBook"]
-
-
-@pytest.fixture
-def mplus(capsys) -> CommandLine:
-    return CommandLine(capsys)
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +20,6 @@ def books() -> list[str]:
     if not paths:
         pytest.skip(f"no books in {SHARED}; set MPLUS_SHARED_DATA")
     return [gzip.open(path).read().decode() for path in paths]
-
-
-@pytest.fixture(scope="session")
-def tokenizer_file(tmp_path_factory) -> Path:
-    """One token per byte: counts that a test can check by itself."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    byte_tokenizer().save_pretrained(folder)
-    return folder / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")

@@ -129,11 +129,6 @@ def test_another_seed_gives_another_sample(tmp_path, built, rows, corpus, tokeni
     assert texts_of(tmp_path / "b") == reference(rows, 12, seed=7) != texts_of(built)
 
 
-def test_limit_reads_the_first_rows_only(tmp_path, corpus, tokenizer_file):
-    manifest = build_documents(tmp_path / "b", select(corpus, tokenizer_file, limit=70), Running(processes=1))
-    assert manifest.counts["reading"]["rows"] == 70
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_sampling_merges(tmp_path_factory, data):
@@ -288,25 +283,6 @@ def test_an_unreachable_hub_says_what_to_do(tmp_path, tokenizer_file):
         build_documents(tmp_path / "b", select("cerebras/SlimPajama-627B", tokenizer_file), Running(processes=1))
     assert "give its folder" in error.value.hint
     assert not (tmp_path / "b").exists()
-
-
-def test_a_full_disk_is_one_message(tmp_path, corpus, tokenizer_file, monkeypatch, mplus):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device", str(tmp_path / "x"))
-
-    monkeypatch.setattr("mplus_cli.data.building.collecting.atomic_write", full)
-    code, _, err = mplus(
-        "build-data", "slimpajama", "-o", tmp_path / "b", "--source", corpus, "--tokenizer", tokenizer_file, "-p", 1,
-        "--edges", "256,1k",
-    )  # fmt: skip
-    assert code == 1 and "disk is full" in err and "Traceback" not in err
-    monkeypatch.undo()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, out, _ = mplus(
-        "build-data", "slimpajama", "-o", tmp_path / "b", "--source", corpus, "--tokenizer", tokenizer_file, "-p", 1,
-        "--edges", "256,1k", "--json",
-    )  # fmt: skip
-    assert code == 0 and json.loads(out)["counts"]["documents"]["256-1k"] > 12
 
 
 def test_bad_options_are_one_message_each(tmp_path, corpus, tokenizer_file, mplus):

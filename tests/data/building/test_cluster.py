@@ -1,4 +1,7 @@
-"""Slurm: datatrove's real executor, with stand-ins for `sbatch` and `srun` that run the jobs here, in their order."""
+"""Slurm: datatrove's real executor, with stand-ins for `sbatch` and `srun` that run the jobs here, in their order.
+
+Ray: the real one, where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import pytest
 
 from mplus_cli.data.building import read_manifest
 from mplus_cli.data.building.documents import Running, Selection, build_documents
-from mplus_cli.errors import UsageError
+from mplus_cli.data.building.rows import Fields
+from mplus_cli.errors import MissingExtraError, UsageError
 from tests.data.building.conftest import same_build
 
 SBATCH = """#!/bin/bash
@@ -65,3 +69,23 @@ def test_slurm_without_slurm_or_its_options(tmp_path, corpus, tokenizer_file, cl
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="sbatch is not on this machine"):
         build_documents(tmp_path / "c", wanted, Running(executor="slurm"))
+
+
+def test_ray_without_ray(tmp_path, corpus, tokenizer_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    wanted = Selection("slimpajama", str(corpus), tokenizer=str(tokenizer_file), edges=(256, 1024))
+    with pytest.raises(MissingExtraError, match="needs ray") as error:
+        build_documents(tmp_path / "b", wanted, Running(executor="ray"))
+    assert error.value.hint == "pip install ray"
+
+
+def test_a_build_on_ray_is_the_local_build(tmp_path, corpus, tokenizer_file, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed: pip install ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[3]), *sys.path]))
+    wanted = Selection("slimpajama", str(corpus), tokenizer=str(tokenizer_file), edges=(256, 1024), quota=20)
+    build_documents(tmp_path / "b", wanted, Running(executor="ray", tasks=2, options={"mem_per_cpu_gb": "1"}))
+    build_documents(tmp_path / "local", wanted, Running(processes=1, tasks=2))
+    assert same_build(tmp_path / "b", tmp_path / "local")
+    broken = Selection("slimpajama", str(corpus), tokenizer=str(tokenizer_file), edges=(256, 1024), fields=Fields("x"))
+    with pytest.raises(UsageError, match="no field 'x'; its fields are text, meta"):
+        build_documents(tmp_path / "c", broken, Running(executor="ray", tasks=2))

@@ -18,7 +18,7 @@ from mplus_cli.data.building import (
     read_manifest,
     require_disk,
 )
-from mplus_cli.errors import MPlusError, UsageError
+from mplus_cli.errors import UsageError
 
 PARAMETERS = {"seed": 1, "edges": (1, 2)}
 
@@ -127,7 +127,7 @@ def test_a_failed_atomic_write_keeps_the_old_file(tmp_path):
 def test_too_small_a_disk_is_found_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(10**9))
     require_disk(tmp_path / "not" / "yet", 0.9e9)
-    with pytest.raises(MPlusError, match=r"1\.0 GB free.*may need 2\.0 GB"):
+    with pytest.raises(UsageError, match=r"1\.0 GB free.*may need 2\.0 GB"):
         BuildFolder.open(tmp_path / "b", "demo", {}, need_bytes=2e9)
     assert not (tmp_path / "b").exists()
 
