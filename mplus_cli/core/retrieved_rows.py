@@ -20,9 +20,9 @@ class RetrievedRows:
     """Projected long-term tokens of the last question, per layer and row of a memory.
 
     Questions to one memory share much of what they retrieve, and fetching and projecting it is a large part of a second
-    question. Keys are kept without their rotation, since the place of a token among
-    the retrieved changes from question to question. Arrival positions are never given twice, so a write does not make
-    held rows untrue; new weights or another adapter do (`source`).
+    question. Keys are kept without their rotation, since the place of a token among the retrieved changes from question
+    to question. Arrival positions are never given twice, so a write does not make held rows untrue; new weights or
+    another adapter do (`source`).
     """
 
     def __init__(self) -> None:
