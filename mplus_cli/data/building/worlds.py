@@ -183,4 +183,7 @@ def _counts(folder: BuildFolder) -> dict[str, Any]:
             tally["chronicles"] += 1
             for name in _SUMMED:
                 tally[name] += len(row["text"]) if name == "characters" else row.get(name, 0)
+    if not any(tally["tokens"] for tally in counts.values()):  # no tokenizer was given
+        for tally in counts.values():
+            del tally["tokens"]
     return counts
