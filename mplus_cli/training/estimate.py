@@ -7,7 +7,6 @@ are estimates with the assumptions that are printed beside them; the journal of 
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mplus_cli.training.groups import all_groups
 from mplus_cli.training.launch import Launch, count_processes
 from mplus_cli.training.recipe import Recipe, deepspeed_file
 from mplus_cli.training.stages import STAGES
+from mplus_cli.training.starting import memory_configuration
 from mplus_cli.training.status import PEAKS, peak_flops
 from mplus_cli.training.tasks.choosing import TaskChooser
 
@@ -96,21 +96,7 @@ def render(figures: dict[str, Any]) -> str:
 
 def _meta_model(recipe: Recipe) -> MPlusForCausalLM:
     """The model of the recipe without storage."""
-    memory = recipe.memory
-    config = MPlusConfig(
-        text_config=_text_config(recipe),
-        memory_tokens_per_write=memory.memory_tokens_per_write,
-        short_term_size=memory.short_term_size,
-        long_term_capacity=memory.long_term_capacity or (memory.retrieval_budget if recipe.has_retrievers else 0),
-        retrieval_budget=memory.retrieval_budget,
-        retriever_size=memory.retriever_size,
-        retriever_layers=memory.retriever_layers,
-        retriever_score=memory.retriever_score,
-        write_query="write_retriever" in recipe.trained_groups,
-        lora=None
-        if memory.lora is None
-        else asdict(memory.lora) | {"target_modules": list(memory.lora.target_modules)},
-    )
+    config = memory_configuration(recipe, _text_config(recipe), "write_retriever" in recipe.trained_groups)
     with torch.device("meta"):
         return MPlusForCausalLM(config)
 

@@ -78,7 +78,7 @@ class RowState:
             for index, layer in enumerate(store.layers):
                 at = layer.created.start
                 for block in layer.keys.views():
-                    values, _ = layer.take(index, torch.arange(at, at + len(block)))
+                    values = layer.fetch(index, torch.arange(at, at + len(block)))
                     block.copy_(model.memory_keys(index, values.to(block.device)))
                     at += len(block)
 

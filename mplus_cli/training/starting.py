@@ -134,11 +134,14 @@ def _check_stage(recipe: Recipe, source: _Source) -> None:
 # -- making the model --
 
 
-def _configuration(recipe: Recipe, source: _Source) -> MPlusConfig:
+def memory_configuration(
+    recipe: Recipe, text_config: PretrainedConfig, write_query: bool, rope_frequency_dtype: str = "float32"
+) -> MPlusConfig:
+    """The configuration of a recipe's model on a backbone. write_query: whether it has the write-side projector."""
     memory = recipe.memory
     lora = None if memory.lora is None else asdict(memory.lora) | {"target_modules": list(memory.lora.target_modules)}
-    config = MPlusConfig(
-        text_config=source.text_config,
+    return MPlusConfig(
+        text_config=text_config,
         memory_tokens_per_write=memory.memory_tokens_per_write,
         short_term_size=memory.short_term_size,
         # Retrievers that are trained ahead of long-term memory need a model that may have one.
@@ -148,12 +151,17 @@ def _configuration(recipe: Recipe, source: _Source) -> MPlusConfig:
         retriever_size=memory.retriever_size,
         retriever_layers=memory.retriever_layers,
         retriever_score=memory.retriever_score,
-        write_query="write_retriever" in {*recipe.trained_groups, *source.groups},
+        write_query=write_query,
         eviction=memory.eviction,
         fill_rule=memory.fill_rule,
         lora=lora,
-        rope_frequency_dtype=memory.rope_frequency_dtype or source.rope_frequency_dtype,
+        rope_frequency_dtype=memory.rope_frequency_dtype or rope_frequency_dtype,
     )
+
+
+def _configuration(recipe: Recipe, source: _Source) -> MPlusConfig:
+    write_query = "write_retriever" in {*recipe.trained_groups, *source.groups}
+    config = memory_configuration(recipe, source.text_config, write_query, source.rope_frequency_dtype)
     before = [name for name in source.stages or [] if name != recipe.stage]
     config.trained_stages = [*before, recipe.stage]
     return config
