@@ -9,7 +9,7 @@ A batch is chosen from a window of `look_ahead` documents: the one that has wait
 with it best. Its documents cut their contexts with the same draws (see `examples`), so padding is where their lengths
 differ; how much there is, is counted. The next batch is made in a thread while the present one is used.
 
-Resuming with another number of processes: `resharding.reshard`.
+A position belongs to one process of a number of them; another number is refused (see `checkpoints`).
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ class BatchStream:
             "data": self.sources.digest,
             "eval_documents": self.settings.eval_documents,
             "position": self._documents.state_dict(),
-            "finished": list(self._documents.finished),
             "waiting": [list(document.place) for document in self._window],
             "usable": self._usable,
             "epoch": self._epoch,
@@ -136,7 +135,6 @@ class BatchStream:
         self._require_same(state)
         self._ahead.drop()
         self._documents.load_state_dict(state["position"])
-        self._documents.finished = [[list(at) for at in split] for split in state["finished"]]
         waiting = self._documents.reread(Place(*place) for place in state["waiting"])
         self._window = [
             document

@@ -80,8 +80,6 @@ class DocumentStream:
 
     Attributes:
         bad: rows that could not be read, so far.
-        finished: one entry for each change of the number of processes that still matters, oldest first: the next
-            [epoch, number] of each process before it (see `resharding`).
     """
 
     def __init__(self, sources: Sources, rank: int, world: int, seed: int) -> None:
@@ -89,7 +87,6 @@ class DocumentStream:
             raise ValueError(f"rank {rank} of {world} processes")
         self.sources, self.rank, self.world, self.seed = sources, rank, world, seed
         self.bad = BadRows(sys.maxsize)
-        self.finished: list[list[list[int]]] = []
         self._documents: list[Document] = []  # of the present block
         self._start(Block())
 
@@ -107,7 +104,7 @@ class DocumentStream:
                     self._start(Block(epoch=self.epoch + 1, broken=self.bad.count))
                 return taken
             number = self._block.number + self._index
-            if number % self.world == self.rank and not self._was_read(number):
+            if number % self.world == self.rank:
                 taken.append(self._documents[self._index])
             self._index += 1
         return taken
@@ -140,13 +137,6 @@ class DocumentStream:
                     "Put it back as it was when the checkpoint was written.",
                 )
         return [Document(found[place[1:]].text, place, found[place[1:]].questions) for place in wanted]
-
-    def _was_read(self, number: int) -> bool:
-        """Whether the process that a document belonged to, when there were others, has read it."""
-        here = [self.epoch, number]
-        while self.finished and here >= max(self.finished[0]):
-            self.finished = self.finished[1:]
-        return any(here < at[number % len(at)] for at in self.finished)
 
     def _start(self, block: Block) -> None:
         """Go to where `block` begins, its documents unread."""

@@ -18,15 +18,14 @@ from mplus_cli.data.building.identity import document_id, sampling_key
 from mplus_cli.errors import UsageError
 from mplus_cli.training import documents
 from mplus_cli.training.batches import BatchStream, NoDocumentsError
-from mplus_cli.training.documents import DocumentStream, Place
+from mplus_cli.training.documents import Place
 from mplus_cli.training.examples import Tokenized
 from mplus_cli.training.held_out import ORDER
 from mplus_cli.training.lengths import choose_batch
 from mplus_cli.training.prefetch import Prefetch
-from mplus_cli.training.resharding import reshard
 from tests.fixtures import byte_tokenizer
 from tests.training.corpora import settings as data_settings
-from tests.training.corpora import sources, text, write_files, write_rows
+from tests.training.corpora import text, write_files, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -237,61 +236,6 @@ def test_a_position_of_something_else_is_refused(tmp_path):
     write_files(tmp_path / "a", [10])
     with pytest.raises(UsageError, match="has changed"):
         stream(tmp_path / "a").load_state_dict(state)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
-    worlds=st.lists(st.integers(1, 4), min_size=2, max_size=3),
-    data=st.data(),
-)
-def test_another_number_of_processes_reads_what_is_left(sizes, worlds, data):
-    """Processes stop at different places: what they gave and what follows is each epoch exactly once."""
-    with tempfile.TemporaryDirectory() as folder:
-        total = sum(sizes) + 4
-        write_files(Path(folder), [*sizes, 4], [60, 200])
-        options = {"batch_size": 1, "look_ahead": 3}
-        seen: Counter[str] = Counter()
-        epochs = 0
-        streams = [stream(folder, rank, worlds[0], **options) for rank in range(worlds[0])]
-        for world in worlds[1:]:
-            for one in streams:
-                steps = data.draw(st.integers(0, 5))
-                seen.update(one.next()[0].id for _ in range(steps))
-            states = [saved(one.state_dict()) for one in streams]
-            epochs = max(epochs, *(state["position"]["epoch"] + 1 for state in states))
-            states = reshard(states, world)
-            streams = [stream(folder, rank, world, **options) for rank in range(world)]
-            for one, state in zip(streams, states, strict=True):
-                one.load_state_dict(saved(state))
-        assert sum(one.report()["documents"] for one in streams) == sum(seen.values())
-        for state in states:
-            seen.update(rest_of_epochs(folder, state, epochs))
-        assert len(seen) == total and set(seen.values()) == {epochs}
-
-
-def rest_of_epochs(folder: str, state: dict, epochs: int) -> list[str]:
-    """Identities of what a process has yet to read of the first `epochs` epochs."""
-    left = DocumentStream(sources(Path(folder)), state["rank"], state["world"], state["seed"])
-    waiting = left.reread(Place(*place) for place in state["waiting"])
-    left.load_state_dict(state["position"])
-    left.finished = state["finished"]
-    ids = [document.id for document in waiting]
-    while left.epoch < epochs:
-        ids += [document.id for document in left.take(5)]
-    return ids
-
-
-def test_states_of_different_runs_are_not_dealt_out(tmp_path):
-    write_files(tmp_path, [9])
-    states = [stream(tmp_path, rank, 2).state_dict() for rank in range(2)]
-    assert reshard(states[::-1], 2) == states
-    with pytest.raises(UsageError, match="lacks"):
-        reshard(states[:1], 1)
-    with pytest.raises(UsageError, match="lacks"):
-        reshard([], 1)
-    with pytest.raises(UsageError, match="different runs"):
-        reshard([states[0], states[1] | {"seed": 8}], 1)
 
 
 def test_what_is_made_ahead_comes_in_order_and_fails_in_time():
