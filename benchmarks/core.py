@@ -3,7 +3,8 @@
     python benchmarks/core.py                # the figures of the README
     python benchmarks/core.py --json out.json --writes 600 --threads 2
 
-The model has random weights; cost does not depend on their values. LoRA adapters are attached and not merged.
+The model has random weights; cost does not depend on their values. Adapters are merged into copies of the weights, as
+the commands do. Every first question follows a write, every second one another question to the same memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from mplus_cli.core.adapters import READ, WRITE
 from mplus_cli.core.allocator import keep_freed_memory
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
@@ -58,7 +60,7 @@ def build() -> MPlusForCausalLM:
         lora={"r": 4, "alpha": 8},
     )
     torch.manual_seed(0)
-    return MPlusForCausalLM(config).eval()
+    return MPlusForCausalLM(config).eval().prepare_for_inference(READ, WRITE)  # as the commands do
 
 
 def tokens(count: int) -> torch.Tensor:
@@ -84,7 +86,7 @@ def ask(model: MPlusForCausalLM, memory, new_tokens: int) -> float:
 def questions(model: MPlusForCausalLM, memory, repeats: int) -> dict[str, list[float]]:
     out: dict[str, list[float]] = {"first_question_ms": [], "second_question_ms": [], "token_ms": []}
     for _ in range(repeats):
-        memory.changed()  # as after a write: nothing may be reused
+        model.inject(tokens(CHUNK), memory)
         out["first_question_ms"].append(ask(model, memory, 1))
         out["second_question_ms"].append(ask(model, memory, 1))
         one, many = ask(model, memory, 1), ask(model, memory, 1 + ANSWER)

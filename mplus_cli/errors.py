@@ -44,3 +44,11 @@ class MissingExtraError(MPlusError):
     """An optional package is needed; the hint is the pip line that installs it."""
 
     exit_code = 2
+
+
+def is_out_of_memory(exception: BaseException) -> bool:
+    """True for Python's, torch's and the CUDA driver's ways of saying it, without importing torch."""
+    if isinstance(exception, MemoryError) or type(exception).__name__ == "OutOfMemoryError":
+        return True
+    text = str(exception)
+    return isinstance(exception, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

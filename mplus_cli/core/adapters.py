@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from mplus_cli.core.merged import MergedWeights, can_merge
 
 Adapter = Literal["write", "read"]
 WRITE: Adapter = "write"
@@ -26,6 +29,8 @@ class AdapterSwitch:
     def __init__(self, backbone: nn.Module, lora: dict | None) -> None:
         self.layers: list[Any] = []
         self.active: Adapter | None = None
+        self._merged: dict[str, MergedWeights] = {}
+        self._replaced: list[partial] = []
         if lora is None:
             return
         settings = LoraConfig(
@@ -47,15 +52,52 @@ class AdapterSwitch:
         self.use(READ)
 
     def use(self, adapter: Adapter) -> None:
-        """Make `adapter` the active one."""
-        if adapter == self.active:
+        """Make `adapter` the active one; in its merged form if it has one and no gradient is wanted."""
+        if adapter != self.active:
+            for layer in self.layers:
+                flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+                layer.set_adapter(adapter)
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
+            self.active = adapter
+        merged = None if torch.is_grad_enabled() else self._merged.get(adapter)
+        self._replace(merged.forwards() if merged else [])
+
+    def merge(self, *adapters: Adapter) -> None:
+        """From now on run these adapters merged into copies of the weights wherever no gradient is wanted.
+
+        The results agree to rounding, and the weights stay as they are. Where rounding would matter (`can_merge`)
+        nothing changes.
+        """
+        self._merged = {a: MergedWeights(self.layers, a) for a in adapters if can_merge(self.layers, a)}
+        if self.active is not None:
+            self.use(self.active)
+
+    @contextmanager
+    def merging(self, *adapters: Adapter):
+        """Run a block under `merge(*adapters)`, merged anew: an optimizer may change weights without a trace."""
+        before = self._merged
+        self.merge(*adapters)
+        try:
+            yield
+        finally:
+            self._merged = before
+            if self.active is not None:
+                self.use(self.active)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the layers run in merged form now."""
+        return bool(self._replaced)
+
+    def _replace(self, forwards: list[partial]) -> None:
+        if forwards is self._replaced or not (forwards or self._replaced):
             return
         for layer in self.layers:
-            flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
-            layer.set_adapter(adapter)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-        self.active = adapter
+            vars(layer).pop("forward", None)
+        for layer, forward in zip(self.layers, forwards, strict=False):
+            vars(layer)["forward"] = forward
+        self._replaced = forwards
 
     @contextmanager
     def using(self, adapter: Adapter):

@@ -75,7 +75,7 @@ def _matmul_attention(
         weights += mask.unsqueeze(2)
     elif length > 1:
         weights[..., total - length :] += causal_mask(length, length, query.dtype, query.device)
-    weights = weights.softmax(-1).view(-1, groups * length, total)
+    weights = torch.softmax(weights, -1, out=weights).view(-1, groups * length, total)
     return torch.bmm(weights, value.flatten(0, 1)).view(query.shape)
 
 

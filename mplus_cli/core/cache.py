@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -31,6 +33,11 @@ class PrefixLayer(CacheLayerMixin):
         self.values = torch.cat([self.values, value_states], dim=2)
         self.text_length += key_states.shape[2]
         return self.keys, self.values
+
+    def keep_text(self, length: int) -> None:
+        """Forget the text after the first `length` tokens."""
+        end = self.keys.shape[2] - self.text_length + length
+        self.keys, self.values, self.text_length = self.keys[:, :, :end], self.values[:, :, :end], length
 
     def get_seq_length(self, *args) -> int:
         """Text tokens only: for `generate`, the memory is not part of the prompt."""
@@ -67,6 +74,10 @@ class BufferLayer(PrefixLayer):
     def begin_text(self) -> None:
         """Forget the text of an earlier pass."""
         self.text_length = 0
+
+    def keep_text(self, length: int) -> None:
+        """Forget the text after the first `length` tokens."""
+        self.text_length = length
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         begin = self.prefix_length + self.text_length
@@ -111,6 +122,13 @@ class MemoryCache(Cache):
         self.source: tuple | None = None
         self.complete = False
         self.superseded = False
+
+    def keep_text(self, length: int) -> None:
+        """Forget the text after the first `length` tokens; the memory stays. (`Cache.crop` differs by release.)"""
+        for layer in cast(list[PrefixLayer], self.layers):
+            layer.keep_text(length)
+        if self.text_valid is not None:
+            self.text_valid = self.text_valid[:, :length]
 
     def extend_text(self, attention_mask: torch.Tensor | None, batch: int, length: int, device) -> torch.Tensor:
         """Take in the mask of `length` new tokens, [B, length] or [B, earlier + length]; returns the whole, bool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -98,6 +99,18 @@ class MPlusConfig(PretrainedConfig):
     @property
     def has_long_term_memory(self) -> bool:
         return self.long_term_capacity > 0
+
+    def varied(self, **changes: Any) -> MPlusConfig:
+        """A copy with other sizes or rules of memory, checked.
+
+        Raises:
+            CheckpointError: the changes do not go together.
+        """
+        other = copy.copy(self)
+        for key, value in changes.items():
+            setattr(other, key, value)
+        other._check()
+        return other
 
     def _check(self) -> None:
         choices = {

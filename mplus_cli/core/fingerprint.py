@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 
 SAMPLE = 1024  # elements per tensor
 # What decides the computation. Whole Hugging Face configurations differ between library versions.
@@ -41,8 +44,10 @@ _TEXT_FIELDS = [
 ]
 
 
-def model_fingerprint(model: PreTrainedModel) -> dict[str, str]:
+def model_fingerprint(model: MPlusForCausalLM) -> dict[str, str]:
     """sha256 of the configuration and of a sample of every weight, plus the name the model was loaded by.
+
+    Of a quantized model also `quantize`, and its weights count as others than those it was made of.
 
     Up to 1,024 evenly spaced elements of every tensor are taken, in bfloat16, so that the value does not depend on
     dtype or device of loading and an 8B model is done in well under a second.
@@ -50,13 +55,17 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, str]:
     config, text = model.config, model.config.text_config
     fields = {name: getattr(config, name) for name in _MEMORY_FIELDS}
     fields |= {f"text.{name}": getattr(text, name, None) for name in _TEXT_FIELDS}
+    named = {
+        "config_sha256": hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest(),
+        "name": str(model.name_or_path or ""),
+    }
+    if model.quantized is not None:
+        # Not of the codes: devices round them differently.
+        made_of = hashlib.sha256(f"{model.plain_weights_sha256} {model.quantized}".encode())
+        return named | {"weights_sha256": made_of.hexdigest(), "quantize": model.quantized}
     weights = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].to(torch.bfloat16).cpu()
         weights.update(f"{key}{tuple(tensor.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-    return {
-        "config_sha256": hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights_sha256": weights.hexdigest(),
-        "name": str(model.name_or_path or ""),
-    }
+    return named | {"weights_sha256": weights.hexdigest()}

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.value_codec import ValueCodec, value_codec
 
 BLOCK_BYTES = 32 << 20  # reserved at a time, at most
 BLOCK_ROWS = 1 << 12, 1 << 16  # in a block, at least and at most
@@ -21,7 +22,7 @@ class MappedRows(Protocol):
     """Values of committed memory tokens, read from a state file on demand."""
 
     def rows(self, layer: int, created: torch.Tensor) -> torch.Tensor:
-        """created: int64 [k] -> [k, d]."""
+        """created: int64 [k] -> [k, d], or as the codec of a memory stores them."""
         ...
 
 
@@ -73,9 +74,14 @@ class BlockList:
             ((n, block),) = self._blocks.items()
             return block.index_select(0, (index - n * self.block).to(self.device))
         number = index // self.block
-        blocks = number.unique().tolist()
         out = torch.empty(len(index), *self.shape, dtype=self.dtype, device=self.device)
-        for n in blocks:
+        if bool((number[1:] >= number[:-1]).all()):  # in order of arrival, every block gives one stretch
+            blocks, counts = number.unique_consecutive(return_counts=True)
+            pieces = zip(blocks.tolist(), index.split(counts.tolist()), out.split(counts.tolist()), strict=True)
+            for n, piece, part in pieces:
+                torch.index_select(self._blocks[n], 0, (piece - n * self.block).to(self.device), out=part)
+            return out
+        for n in number.unique().tolist():
             here = (number == n).nonzero().squeeze(1)
             at = (index[here] - n * self.block).to(self.device)
             out.index_copy_(0, here.to(self.device), self._blocks[n].index_select(0, at))
@@ -109,13 +115,14 @@ class Retrieved:
 
 
 class LayerStore:
-    """One layer of one row: values on the host, keys on the compute device, both in order of arrival."""
+    """One layer of one row: values on the host, as the codec stores them, keys on the compute device; by arrival."""
 
-    def __init__(self, config: MPlusConfig, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: MPlusConfig, width: int, codec: ValueCodec, device: torch.device) -> None:
         cpu = torch.device("cpu")
-        capacity = config.long_term_capacity
-        self.values = BlockList((width,), dtype, cpu, pin=device.type == "cuda", most=capacity // BLOCKS)
-        self.keys = BlockList((config.retriever_size,), dtype, device, most=capacity // KEY_BLOCKS)
+        capacity, row = config.long_term_capacity, (width + codec.extra,)
+        self.codec = codec
+        self.values = BlockList(row, codec.stored, cpu, pin=device.type == "cuda", most=capacity // BLOCKS)
+        self.keys = BlockList((config.retriever_size,), codec.dtype, device, most=capacity // KEY_BLOCKS)
         self.created = BlockList((), torch.int64, cpu)
         self.recall_frequency = torch.empty(0)
         self.mapped: MappedRows | None = None
@@ -125,7 +132,7 @@ class LayerStore:
         return self.created.end - self.created.start
 
     def append(self, values: torch.Tensor, keys: torch.Tensor, created: torch.Tensor) -> None:
-        self.values.append(values)
+        self.values.append(self.codec.encode(values))
         self.keys.append(keys)
         self.created.append(created)
 
@@ -133,8 +140,12 @@ class LayerStore:
         """Values [k, d] on the host and creation indices [k] at absolute arrival positions [k]."""
         return self.fetch(layer, positions), self.created.gather(positions)
 
-    def fetch(self, layer: int, positions: torch.Tensor) -> torch.Tensor:
-        """Values [k, d] on the host at absolute arrival positions [k]."""
+    def fetch(self, layer: int, positions: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """Values [k, d] at absolute arrival positions [k]; on the host, or decoded on a device."""
+        rows = self._stored(layer, positions)
+        return self.codec.decode(rows if device is None else rows.to(device, non_blocking=True))
+
+    def _stored(self, layer: int, positions: torch.Tensor) -> torch.Tensor:
         if self.mapped is None:
             return self.values.gather(positions)
         out = torch.empty(len(positions), *self.values.shape, dtype=self.values.dtype)
@@ -171,9 +182,18 @@ class LayerStore:
 class LongTermMemory:
     """The store of one row, all layers."""
 
-    def __init__(self, config: MPlusConfig, layers: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: MPlusConfig,
+        layers: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        codec: ValueCodec | None = None,
+    ) -> None:
         self.config, self.device = config, device
-        self.layers = [LayerStore(config, width, dtype, device) for _ in range(layers)]
+        codec = codec or value_codec("model", dtype)
+        self.layers = [LayerStore(config, width, codec, device) for _ in range(layers)]
         self.pending = 0  # newest arrivals that the published rule has not merged yet
         self.writes_since_merge = 0
 

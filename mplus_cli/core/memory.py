@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,9 +13,13 @@ from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.long_term_memory import LongTermMemory, Retrieved
 from mplus_cli.core.retrieved_rows import RetrievedRows
-from mplus_cli.core.short_term_memory import ShortTermMemory
+from mplus_cli.core.short_term_memory import Dropped, ShortTermMemory
+from mplus_cli.core.value_codec import value_codec
 
-KeyFunction = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, rows [m, d]) -> retrieval keys [m, r]
+if TYPE_CHECKING:
+    from mplus_cli.core.prefix import Prefix
+
+KeyFunction = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, rows [..., m, d]) -> retrieval keys [..., m, r]
 
 
 @dataclass
@@ -41,6 +47,11 @@ class Memory:
     Every memory token has a creation index, counted from 0 with the first token ever written to its row and the same in
     all layers; tokens that came with a checkpoint have negative ones. Age, in memory tokens written since, is
     `created_total - 1 - created`. Nothing is ever renumbered.
+
+    Args:
+        offload: keep short-term values on the host too; a read brings them to the device layer by layer (M+ table 1).
+        values: how long-term memory and a file keep values, and what every token is rounded to when it is written: see
+            `value_codec`.
     """
 
     @torch.inference_mode(False)  # a memory outlives the mode it was made in
@@ -51,14 +62,19 @@ class Memory:
         seeds: Sequence[int] | int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        offload: bool = False,
+        values: str = "model",
     ) -> None:
         layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
         device = torch.device(device)
         self.config = config
+        self.codec = value_codec(values, dtype)
         self.seeds = [seeds] * batch_size if isinstance(seeds, int) else list(seeds)
-        self.short_term = ShortTermMemory(batch_size, layers, config.short_term_size, width, dtype, device)
+        home = torch.device("cpu") if offload else device
+        pin = offload and device.type == "cuda"
+        self.short_term = ShortTermMemory(batch_size, layers, config.short_term_size, width, dtype, home, pin)
         self.long_term = [
-            LongTermMemory(config, layers, width, dtype, device)
+            LongTermMemory(config, layers, width, dtype, device, self.codec)
             for _ in range(batch_size if config.has_long_term_memory else 0)
         ]
         self.created_total = [0] * batch_size
@@ -67,6 +83,7 @@ class Memory:
         self.last_retrieval: list[list[Retrieved]] = []  # [layer][row] of the latest read
         self.read_cache: MemoryCache | None = None  # short-term keys and values, owned by the model that read last
         self.retrieved_rows = RetrievedRows()
+        self.reader: Callable[[Any, Memory], Prefix] | None = None  # reads it in place of `prefix.MemoryPrefix`
 
     @property
     def batch_size(self) -> int:
@@ -100,6 +117,16 @@ class Memory:
         view.long_term, view.read_cache, view.last_retrieval = [], None, []
         return view
 
+    def rows(self, rows: Sequence[int]) -> Memory:
+        """The given rows, for reading until the next write; what a read leaves behind is the view's own."""
+        view = copy.copy(self)
+        view.seeds, view.created_total = [self.seeds[r] for r in rows], [self.created_total[r] for r in rows]
+        view.short_term = self.short_term.rows(rows)
+        view.long_term = [self.long_term[r] for r in rows] if self.long_term else []
+        view.journal, view.read_cache, view.last_retrieval = None, None, []
+        view.retrieved_rows = RetrievedRows()
+        return view
+
     def context(self, row: int) -> torch.Tensor:
         """The newest K tokens that the next write reads, [L, <= K, d]."""
         return self.short_term.newest(row, self.config.memory_tokens_per_write)
@@ -118,16 +145,45 @@ class Memory:
             key_function: makes the retrieval keys of dropped tokens; None where there is no long-term memory.
             dropped_ranks: int64 [L, m], chronological ranks to drop instead of a random choice.
         """
-        created = self.created_total[row]
-        dropped = self.short_term.append(row, tokens, created, self.seeds[row], dropped_ranks)
-        keys = None
-        if key_function is not None:
-            keys = torch.stack([key_function(layer, dropped.values[layer]) for layer in range(self.num_layers)])
-            self.long_term[row].append(dropped.values, keys, dropped.created)
-        self.created_total[row] = created + tokens.shape[1]
+        ranks = None if dropped_ranks is None else dropped_ranks[None]
+        self.append_rows([row], tokens[None], key_function, [note], ranks)
+
+    def append_rows(
+        self,
+        rows: Sequence[int],
+        tokens: torch.Tensor,
+        key_function: KeyFunction | None,
+        notes: Sequence[dict | None] | None = None,
+        dropped_ranks: torch.Tensor | None = None,
+    ) -> None:
+        """`append` for several rows, [B, L, K, d] and int64 [B, L, m]; their retrieval keys are made together."""
+        tokens = self.codec.round(tokens)
+        begins = [self.created_total[row] for row in rows]
+        ranks = [None] * len(rows) if dropped_ranks is None else dropped_ranks
+        dropped = [
+            self.short_term.append(row, new, begin, self.seeds[row], rank)
+            for row, new, begin, rank in zip(rows, tokens, begins, ranks, strict=True)
+        ]
+        keys = None if key_function is None else self._keys_of(dropped, key_function)
+        for at, (row, begin, gone) in enumerate(zip(rows, begins, dropped, strict=True)):
+            own = None if keys is None else keys[at]
+            if own is not None:
+                self.long_term[row].append(gone.values, own, gone.created)
+            self.created_total[row] = begin + tokens.shape[2]
+            if self.journal is not None:
+                held = None if own is None else own.cpu()
+                note = None if notes is None else notes[at]
+                self.journal[row].append(WriteRecord(begin, tokens[at].detach().cpu(), gone.created, held, note))
         self._advance()
-        if self.journal is not None:
-            record = WriteRecord(
-                created, tokens.detach().cpu(), dropped.created, None if keys is None else keys.cpu(), note
-            )
-            self.journal[row].append(record)
+
+    def _keys_of(self, dropped: Sequence[Dropped], key_function: KeyFunction) -> list[torch.Tensor]:
+        """Retrieval keys [L, m, r] of what each row dropped; rows that dropped equally many share one product."""
+        groups: dict[int, list[int]] = {}
+        for row, gone in enumerate(dropped):
+            groups.setdefault(gone.values.shape[1], []).append(row)
+        keys: dict[int, torch.Tensor] = {}
+        for rows in groups.values():
+            values = torch.stack([dropped[row].values for row in rows])
+            made = torch.stack([key_function(layer, values[:, layer]) for layer in range(self.num_layers)], dim=1)
+            keys |= zip(rows, made, strict=True)
+        return [keys[row] for row in range(len(dropped))]

@@ -25,12 +25,13 @@ from mplus_cli.core.backbones import FAMILIES, build_backbone, project_memory, r
 from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.fingerprint import model_fingerprint
+from mplus_cli.core.linear import use_inference_kernels
 from mplus_cli.core.loading import load_checkpoint, save_initial_memory
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.prefix import MemoryPrefix, Prefix, TokenPrefix
 from mplus_cli.core.retriever import Retriever
 from mplus_cli.core.writing import write_groups, write_pass
-from mplus_cli.errors import UsageError
+from mplus_cli.errors import CheckpointError, UsageError
 
 Hook = Callable[[int, torch.Tensor], torch.Tensor]  # (layer index, rows [B, n, d]) -> rows
 
@@ -44,6 +45,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         new_memory_positional_emb: [1, 1, d], added at every layer to the rows that become memory.
         retrievers: one `Retriever` per layer (none without long-term memory).
         initial_memory: tensors of the memory a checkpoint carries (see `loading`), or None.
+        quantized: "int8" or "int4" where the backbone's matrices are stored so (`inference.quantize`), else None.
     """
 
     config: MPlusConfig
@@ -68,6 +70,8 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         self.retrievers: Any = nn.ModuleList(Retriever(text.hidden_size, *sizes) for _ in range(count))
         self.key_norm = FAMILIES[text.model_type].key_norm
         self.initial_memory: dict[str, torch.Tensor] | None = None
+        self.quantized: str | None = None
+        self.plain_weights_sha256 = ""  # of a quantized model: of the weights it was made of
         self._key_value_parameters: list[nn.Parameter] | None = None
         self.post_init()
         self.adapters = AdapterSwitch(self.model, config.lora)
@@ -100,13 +104,22 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         return model.to(device)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
-        """Write config.json, generation_config.json, model.safetensors and the carried memory, if any."""
+        """Write config.json, generation_config.json, model.safetensors and the carried memory, if any.
+
+        Raises:
+            CheckpointError: the model is quantized.
+        """
+        if self.quantized is not None:
+            raise CheckpointError(
+                f"A model quantized to {self.quantized} is for running alone and is not saved.",
+                "Save the model it was made of; it is quantized again when it is loaded.",
+            )
         super().save_pretrained(save_directory, **kwargs)
         if self.initial_memory is not None:
             save_initial_memory(self.initial_memory, save_directory)
 
     def fingerprint(self) -> dict[str, str]:
-        """`config_sha256`, `weights_sha256` and `name` of this model (see `fingerprint.model_fingerprint`)."""
+        """`config_sha256`, `weights_sha256`, `name` and perhaps `quantize` of this model (see `model_fingerprint`)."""
         return model_fingerprint(self)
 
     def round_rotary_frequencies(self) -> None:
@@ -115,6 +128,16 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             rotary = self.model.rotary_emb
             rotary.inv_freq = rotary.inv_freq.to(torch.bfloat16).float()
 
+    def prepare_for_inference(self, *adapters: Adapter) -> MPlusForCausalLM:
+        """Run faster where no gradient is wanted: `adapters` merged into copies of the weights, kernels for few rows.
+
+        Results agree with the unprepared model to rounding; the weights and training are untouched. A merged adapter
+        costs a second copy of the matrices it adapts.
+        """
+        self.adapters.merge(*adapters)
+        use_inference_kernels(self)
+        return self
+
     def key_value_version(self) -> tuple:
         """Changes whenever keys and values made of the same memory would: weights updated, adapter switched."""
         if self._key_value_parameters is None:
@@ -122,7 +145,8 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
                 (layer.input_layernorm, layer.self_attn.k_proj, layer.self_attn.v_proj) for layer in self.model.layers
             ]
             self._key_value_parameters = [p for modules in parts for module in modules for p in module.parameters()]
-        return id(self), self.adapters.active, self.dtype, sum(p._version for p in self._key_value_parameters)
+        versions = sum(p._version for p in self._key_value_parameters)
+        return id(self), self.adapters.active, self.adapters.merged, self.dtype, versions
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -132,18 +156,29 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
 
     # -- memory and writing --
 
-    def new_memory(self, batch_size: int = 1, seed: int | Sequence[int] = 0, initial: str = "checkpoint") -> Memory:
+    def new_memory(
+        self,
+        batch_size: int = 1,
+        seed: int | Sequence[int] = 0,
+        initial: str = "checkpoint",
+        config: MPlusConfig | None = None,
+        offload: bool = False,
+        values: str = "model",
+    ) -> Memory:
         """A fresh memory for `batch_size` rows.
 
         Args:
             seed: of the random drop; one for all rows or one per row.
             initial: "checkpoint" starts from the memory the checkpoint carries, if any; "empty" from nothing.
+            config: other sizes and rules than the model's (`MPlusConfig.varied`), for comparisons.
+            offload: keep short-term values on the host too.
+            values: "model", "bfloat16", "float8" or "int8": memory values in less space (see `value_codec`).
         """
-        memory = Memory(self.config, batch_size, seed, self.dtype, self.device)
+        memory = Memory(config or self.config, batch_size, seed, self.dtype, self.device, offload, values)
         if initial == "checkpoint" and self.initial_memory is not None:
             held = self.initial_memory
             for row in range(batch_size):
-                memory.short_term.load(row, held["short_term.values"], held["short_term.created"])
+                memory.short_term.load(row, memory.codec.round(held["short_term.values"]), held["short_term.created"])
             for store in memory.long_term:
                 columns = [list(held[f"long_term.{k}"]) for k in ("values", "keys", "created", "recall_frequency")]
                 store.load(*columns)
@@ -151,7 +186,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
 
     def memory_keys(self, layer: int, rows: torch.Tensor) -> torch.Tensor:
         """Retrieval keys of memory tokens of one layer. rows: [..., m, d] -> [..., m, r]."""
-        return self.retrievers[layer].keys(self.model.layers[layer].input_layernorm(rows))
+        return self.retrievers[layer].keys(self.model.layers[layer].input_layernorm(rows.to(self.device)))
 
     @torch.no_grad()
     def inject(
@@ -176,10 +211,10 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             raise UsageError(f"{input_ids.shape[0]} rows of text for {len(set(target))} rows of memory.")
         keys = self.memory_keys if memory.long_term else None
         for group, ids, context, mask in write_groups(input_ids, memory, target, attention_mask):
-            delta = self.write(ids.to(self.device), context, mask)
-            for at, tokens in zip(group, delta, strict=True):
-                note = None if notes is None else notes[at]
-                memory.append(target[at], tokens, keys, note, None if dropped_ranks is None else dropped_ranks[at])
+            delta = self.write(ids.to(self.device), None if context is None else context.to(self.device), mask)
+            own_notes = None if notes is None else [notes[at] for at in group]
+            ranks = None if dropped_ranks is None else dropped_ranks[group]
+            memory.append_rows([target[at] for at in group], delta, keys, own_notes, ranks)
 
     def write(
         self,
@@ -324,7 +359,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             return TokenPrefix(self, batch, memory_tokens)
         if memory.batch_size != batch:
             raise UsageError(f"{batch} prompts for a memory of {memory.batch_size} rows.", "Give one prompt per row.")
-        return MemoryPrefix(self, memory)
+        return (memory.reader or MemoryPrefix)(self, memory)
 
     def generate(self, inputs: torch.Tensor | None = None, memory: Memory | None = None, **kwargs):  # type: ignore[override]
         """Hugging Face generation (greedy, sampling, streaming, stop strings) over `memory`.

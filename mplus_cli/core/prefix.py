@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mplus_cli.core.backbones import rotate
 from mplus_cli.core.cache import BufferLayer, MemoryCache, PrefixLayer
-from mplus_cli.core.long_term_memory import Retrieved
+from mplus_cli.core.long_term_memory import LongTermMemory, Retrieved
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.retriever import tiled_scores
 
@@ -80,20 +80,36 @@ class MemoryPrefix:
     Keys and values lie in one buffer per layer as [BOS | short-term | long-term | text]. Attention does not care about
     that order, since positions are in the rotated keys, and this way the short-term part stays where it is from
     question to question while memory is unchanged.
+
+    Attributes:
+        counts: long-term entries of each row; spans: positions that they take up.
+        keeps_rows: whether what is read at a position of the store is what the store has there, so that its keys and
+            values can be kept for the next question.
     """
+
+    keeps_rows = True
 
     def __init__(self, model: MPlusForCausalLM, memory: Memory) -> None:
         self.model, self.memory = model, memory
         device, batch = model.device, memory.batch_size
-        self.counts = [store.expected_count() for store in memory.long_term] or [0] * batch
+        self.counts = [self.count(store) for store in memory.long_term] or [0] * batch
+        self.spans = [self.span(count) for count in self.counts]
         self.fills = list(memory.short_term.fill)
         self.width_short, self.width_long = 1 + max(self.fills), max(self.counts)
         self.length = self.width_short + self.width_long
-        self.offset = torch.tensor([1 + f + c for f, c in zip(self.fills, self.counts, strict=True)], device=device)
+        self.offset = torch.tensor([1 + f + s for f, s in zip(self.fills, self.spans, strict=True)], device=device)
         self.valid = self._valid(device)
         self.reuse = not torch.is_grad_enabled()  # in-place buffers and autograd do not go together
         self.stale = True
         memory.last_retrieval = []
+
+    def count(self, store: LongTermMemory) -> int:
+        """Entries that this read takes from a store."""
+        return store.expected_count()
+
+    def span(self, count: int) -> int:
+        """Positions that `count` entries take up."""
+        return count
 
     def attach(self, cache: MemoryCache) -> None:
         """Take over the memory's buffers if they are still true; the cache that had them becomes void."""
@@ -146,23 +162,27 @@ class MemoryPrefix:
     def _short_term(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         short, batch = self.memory.short_term, self.memory.batch_size
         positions = torch.zeros(batch, self.width_short, dtype=torch.int64)
-        for row, (fill, count) in enumerate(zip(self.fills, self.counts, strict=True)):
-            positions[row, 1 : 1 + fill] = 1 + count + short.ranks(row, index)
+        for row, (fill, span) in enumerate(zip(self.fills, self.spans, strict=True)):
+            positions[row, 1 : 1 + fill] = 1 + span + short.ranks(row, index)
         positions = positions.to(self.cos.device, non_blocking=True)
         bos = self.model.bos_embedding[index].expand(batch, 1, -1)
-        rows = torch.cat([bos, short.values[:, index, : self.width_short - 1]], dim=1)
+        values = short.values[:, index, : self.width_short - 1].to(bos.device, non_blocking=True)
+        rows = torch.cat([bos, values], dim=1)
         return self.model.keys_values(index, rows, self.cos[0][positions], self.sin[0][positions])
 
     def _long_term(self, index: int, hidden: torch.Tensor, cache: MemoryCache) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.retrieve(index, hidden, cache.text_valid)
         self.memory.last_retrieval.append(found)
-        if self.reuse:
+        if self.reuse and self.keeps_rows:
             projected = self._padded_stack([self._projected(index, row, r.positions) for row, r in enumerate(found)])
             keys, values = projected.unflatten(2, (2, -1, self.cos.shape[-1])).unbind(2)
         else:
             keys, values = self.model.project_memory(index, self.retrieved_tokens(index, found))
-        tables = self.cos[:, 1 : 1 + self.width_long], self.sin[:, 1 : 1 + self.width_long]
-        return rotate(keys.transpose(1, 2), *tables), values.transpose(1, 2)
+        return rotate(keys.transpose(1, 2), *self.long_tables()), values.transpose(1, 2)
+
+    def long_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the long-term entries, two [B or 1, width_long, D]."""
+        return self.cos[:, 1 : 1 + self.width_long], self.sin[:, 1 : 1 + self.width_long]
 
     def retrieved_tokens(self, index: int, found: list[Retrieved]) -> torch.Tensor:
         """The retrieved memory tokens of layer `index`, [B, width_long, d], zero where a row has fewer."""
@@ -170,7 +190,7 @@ class MemoryPrefix:
 
     def _fetch(self, index: int, row: int, positions: torch.Tensor) -> torch.Tensor:
         store = self.memory.long_term[row].layers[index]
-        return store.fetch(index, positions).to(self.cos.device, non_blocking=True)
+        return store.fetch(index, positions, self.cos.device)
 
     def _projected(self, index: int, row: int, positions: torch.Tensor) -> torch.Tensor:
         """Unrotated keys and values of one row, side by side, [k, 2 * H_kv * D]."""
@@ -189,14 +209,17 @@ class MemoryPrefix:
 
     def retrieve(self, index: int, hidden: torch.Tensor, text_valid: torch.Tensor | None) -> list[Retrieved]:
         """Search each row's store with that row's text. hidden: [B, n, d]; text_valid: bool [B, n]."""
-        retriever = self.model.retrievers[index]
-        queries = retriever.queries(self.model.model.layers[index].input_layernorm(hidden))
+        retriever, found = self.model.retrievers[index], []
+        queries = self.queries(index, hidden, text_valid)
+        for store, own in zip(self.memory.long_term, queries, strict=True):
+            found.append(store.retrieve(index, tiled_scores(retriever, own, store.layers[index].keys.views())))
+        return found
+
+    def queries(self, index: int, hidden: torch.Tensor, text_valid: torch.Tensor | None) -> list[torch.Tensor]:
+        """Retrieval queries of the text of each row, without its padding, [n_b, r] per row."""
+        queries = self.model.retrievers[index].queries(self.model.model.layers[index].input_layernorm(hidden))
         if text_valid is None:
             text_valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         if index == 0:
             self._padded = (~text_valid.all(1)).tolist()
-        found = []
-        for row, store in enumerate(self.memory.long_term):
-            own = queries[row, text_valid[row]] if self._padded[row] else queries[row]
-            found.append(store.retrieve(index, tiled_scores(retriever, own, store.layers[index].keys.views())))
-        return found
+        return [q[text_valid[row]] if self._padded[row] else q for row, q in enumerate(queries)]

@@ -1,23 +1,19 @@
-"""What the last question retrieved, kept as keys and values, so that the next one projects only what is new to it."""
+"""What the last questions retrieved, kept as keys and values, so that the next one projects only what is new to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+QUESTIONS_HELD = 4  # on a CPU; elsewhere one, since device memory is what a memory model is meant to save
 
-@dataclass
-class _Held:
-    positions: torch.Tensor  # int64 [k], ascending, on the CPU
-    order: torch.Tensor  # int64 [k], place of each position in `rows`
-    rows: torch.Tensor  # [k, w]
+Project = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RetrievedRows:
-    """Projected long-term tokens of the last question, per layer and row of a memory.
+    """Projected long-term tokens of the last questions, per layer and row of a memory.
 
     Questions to one memory share much of what they retrieve, and fetching and projecting it is a large part of a second
     question. Keys are kept without their rotation, since the place of a token among the retrieved changes from question
@@ -27,32 +23,68 @@ class RetrievedRows:
 
     def __init__(self) -> None:
         self._source: object = None
-        self._held: dict[tuple[int, int], _Held] = {}
+        self._pools: dict[tuple[int, int], _Pool] = {}
 
     def use(self, source: object) -> None:
         """Forget everything unless it was made from `source`."""
         if source != self._source:
             self._source = source
-            self._held.clear()
+            self._pools.clear()
 
-    def load(
-        self, layer: int, row: int, positions: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """Projected rows [k, w] at arrival positions int64 [k] (on the CPU), which become the held ones.
+    def load(self, layer: int, row: int, positions: torch.Tensor, project: Project) -> torch.Tensor:
+        """Projected rows [k, w] at arrival positions int64 [k] (on the CPU), all different, which are now held.
 
         Args:
             project: makes the rows [m, w] at positions [m] that are not held.
         """
-        held = self._held.get((layer, row))
-        if held is None or not len(held.positions):
+        pool = self._pools.get((layer, row))
+        if pool is None or pool.question < len(positions):
             rows = project(positions)
-        else:
-            found = np.searchsorted(held.positions.numpy(), positions.numpy())  # torch's takes eight times as long
-            at = torch.from_numpy(found).clamp_(max=len(held.positions) - 1)
-            new = (held.positions[at] != positions).nonzero().squeeze(1)
-            rows = held.rows.index_select(0, held.order[at].to(held.rows.device))
-            if len(new):
-                rows.index_copy_(0, new.to(rows.device), project(positions[new]))
-        ascending, order = positions.sort()
-        self._held[layer, row] = _Held(ascending, order, rows)
-        return rows
+            if not len(positions):  # another row of the batch has some
+                return rows
+            self._pools[layer, row] = _Pool(positions.numpy(), rows)
+            return rows
+        return pool.load(positions.numpy(), project)
+
+
+class _Pool:
+    """Slots for the rows of a few questions, taken in turn. Looked up by search, since positions grow forever."""
+
+    def __init__(self, positions: np.ndarray, rows: torch.Tensor) -> None:
+        self.question = len(positions)
+        size = self.question * (QUESTIONS_HELD if rows.is_cpu else 1)
+        self.rows = rows.new_empty(size, rows.shape[1])
+        self.rows[: self.question] = rows
+        self.positions = np.full(size, -1)  # of each slot
+        self.positions[: self.question] = positions
+        self.order = self.positions.argsort()  # slots by position
+        self.ascending = self.positions[self.order]
+        self.next = self.question % size
+
+    def load(self, wanted: np.ndarray, project: Project) -> torch.Tensor:
+        found = np.searchsorted(self.ascending, wanted)
+        slots = self.order[np.minimum(found, len(self.order) - 1)]
+        held = self.positions[slots] == wanted
+        if not held.all():
+            slots[~held] = self._take(wanted[~held], slots[held], project)
+        return self.rows.index_select(0, torch.from_numpy(slots).to(self.rows.device))
+
+    def _take(self, new: np.ndarray, kept: np.ndarray, project: Project) -> np.ndarray:
+        """Project rows at `new` positions into the slots whose turn it is, but for those `kept` for this question."""
+        size = len(self.positions)
+        busy = np.zeros(size, dtype=bool)
+        busy[kept] = True
+        turn = np.arange(self.next, self.next + len(new) + len(kept)) % size
+        slots = turn[~busy[turn]][: len(new)]
+        self.next = (slots[-1] + 1) % size
+        by = new.argsort()  # in order of arrival they are fetched faster
+        rising = new[by]
+        self.rows.index_copy_(0, torch.from_numpy(slots).to(self.rows.device), project(torch.from_numpy(rising)))
+        busy[:], busy[slots] = False, True
+        rest = self.order[~busy[self.order]]
+        self.positions[slots] = rising
+        self.order = np.insert(rest, np.searchsorted(self.positions[rest], rising), slots)
+        self.ascending = self.positions[self.order]
+        taken = np.empty_like(slots)
+        taken[by] = slots
+        return taken

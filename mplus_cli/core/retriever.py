@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+PRODUCTS_AT_ONCE = 1 << 24  # 64 MiB of float32, a few prompt tokens by a block of memory
+
 
 class Projector(nn.Sequential):
     """d -> 2r -> r without biases, SiLU between; or a single d -> r."""
@@ -72,7 +74,22 @@ class Retriever(nn.Module):
 def tiled_scores(retriever: Retriever, queries: torch.Tensor, key_blocks: Iterable[torch.Tensor]) -> torch.Tensor:
     """Scores of one row over keys held in blocks, [n, r] x blocks of [m_i, r] -> [sum m_i].
 
-    The (query x memory) matrix exists for one block at a time.
+    The (query x memory) matrix exists for at most `PRODUCTS_AT_ONCE` entries at a time, however long the prompt.
     """
-    parts = [retriever.scores(queries, block) for block in key_blocks]
+    parts = [_block_scores(retriever, queries, block) for block in key_blocks]
     return torch.cat(parts) if parts else queries.new_empty(0, dtype=torch.float32)
+
+
+def _block_scores(retriever: Retriever, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    tiles = queries.split(max(1, PRODUCTS_AT_ONCE // max(1, len(keys))))
+    total = retriever.scores(tiles[0], keys)
+    if len(tiles) == 1:
+        return total
+    if retriever.score == "log_sum_exp":
+        for tile in tiles[1:]:
+            total = torch.logaddexp(total, retriever.scores(tile, keys))
+        return total
+    total *= len(tiles[0])
+    for tile in tiles[1:]:
+        total.add_(retriever.scores(tile, keys), alpha=len(tile))
+    return total.div_(len(queries))

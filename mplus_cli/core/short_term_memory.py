@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +26,22 @@ class ShortTermMemory:
     index per slot; the model asks for `ranks` when it reads.
 
     Attributes:
-        values: [B, L, N, d] on the compute device.
+        values: [B, L, N, d] on the compute device, or on the host where they are offloaded.
         created: int64 [B, L, N] on the CPU, creation index of each slot; `EMPTY` where there is none.
         fill: tokens per layer held by each row, equal in all layers.
     """
 
     def __init__(
-        self, batch: int, layers: int, size: int, width: int, dtype: torch.dtype, device: torch.device
+        self,
+        batch: int,
+        layers: int,
+        size: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        pin: bool = False,
     ) -> None:
-        self.values = torch.zeros(batch, layers, size, width, dtype=dtype, device=device)
+        self.values = torch.zeros(batch, layers, size, width, dtype=dtype, device=device, pin_memory=pin)
         self.created = torch.full((batch, layers, size), EMPTY, dtype=torch.int64)
         self.fill = [0] * batch
         self._newest: list[torch.Tensor | None] = [None] * batch
@@ -51,6 +60,22 @@ class ShortTermMemory:
         self.values[row, :, :fill] = values.to(self.values)
         self.fill[row] = fill
         self._newest[row] = None
+
+    def rows(self, rows: Sequence[int]) -> ShortTermMemory:
+        """The given rows, for reading; a copy unless they are all rows in order."""
+        if list(rows) == list(range(len(self.fill))):
+            return self
+        view = copy.copy(self)
+        at = torch.tensor(rows)
+        view.values, view.created = self.values[at.to(self.values.device)], self.created[at]
+        view.fill, view._newest = [self.fill[row] for row in rows], [self._newest[row] for row in rows]
+        return view
+
+    def zeroed(self) -> ShortTermMemory:
+        """The same tokens, every value 0, for reading."""
+        view = copy.copy(self)
+        view.values = self.values.new_zeros(1, 1, 1, 1).expand_as(self.values)
+        return view
 
     def newest(self, row: int, count: int) -> torch.Tensor:
         """The `count` newest tokens of a row (all it has, if fewer), oldest first: [L, min(count, fill), d]."""
@@ -80,7 +105,7 @@ class ShortTermMemory:
         target = torch.cat([slots, free], dim=1)
         self.created[row].scatter_(1, target, torch.arange(created, created + count).expand(layers, -1))
         where = target.to(self.values.device, non_blocking=True)
-        self.values[row].scatter_(1, where.unsqueeze(-1).expand(-1, -1, tokens.shape[2]), tokens.to(self.values.dtype))
+        self.values[row].scatter_(1, where.unsqueeze(-1).expand(-1, -1, tokens.shape[2]), tokens.to(self.values))
         self.fill[row] = fill + count - excess
         self._newest[row] = target
         return dropped

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mplus_cli.core.state.memory_state import MemoryState
+from mplus_cli.core.value_codec import check_name
 from mplus_cli.data.sources import Source
 from mplus_cli.errors import StateError
 from mplus_cli.inference.injection import Injection, InjectProgress, InjectReport
@@ -25,6 +26,8 @@ class InjectOptions:
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    ltm_dtype: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,16 @@ def inject_into_file(
     Args:
         on_note: gets a line about the model and about a job that is continued.
     """
+    if options.ltm_dtype is not None:
+        check_name(options.ltm_dtype)
     if path.exists() and not options.fresh:
         with MemoryState.open(path, writable=True) as state:
-            loaded = load_for_state(state, options.model, options.device, options.dtype)
+            if options.ltm_dtype is not None:
+                state.check_values(options.ltm_dtype)
+            loaded = load_for_state(state, options.model, options.device, options.dtype, options.quantize)
             return _run(path, state, loaded, state.load_memory(loaded.model), sources, options, on_note, on_progress)
-    loaded = load_model(options.model, options.device, options.dtype)
-    memory = loaded.model.new_memory(seed=options.seed)
+    loaded = load_model(options.model, options.device, options.dtype, options.quantize)
+    memory = loaded.model.new_memory(seed=options.seed, values=options.ltm_dtype or "model")
     with MemoryState.create(path, loaded.model, memory, fresh=options.fresh) as state:
         return _run(path, state, loaded, memory, sources, options, on_note, on_progress)
 

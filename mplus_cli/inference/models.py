@@ -8,16 +8,21 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mplus_cli.core.adapters import READ, WRITE
 from mplus_cli.core.allocator import keep_freed_memory
 from mplus_cli.core.loading import load_tokenizer
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.inference.devices import Placement, choose_placement, limit_threads
 from mplus_cli.inference.locate import BUNDLED_MODEL, model_folder
+from mplus_cli.inference.quantize import check_kind, quantize_backbone
+
+MERGED_WEIGHTS = 500_000_000  # up to so many, a copy of them with the adapter merged in is worth its memory
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,21 @@ class LoadedModel:
     placement: Placement
 
 
-def load_model(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+def load_model(
+    name: str | None, device: str | None = None, dtype: str | None = None, quantize: str | None = None
+) -> LoadedModel:
     """Load a model by folder, hub id, or `default` (also None), the bundled one.
+
+    Args:
+        quantize: "int8" or "int4": the backbone in less space (see `quantize`).
 
     Raises:
         CheckpointError: there is no such model, the hub cannot be reached, or the files are not a model's.
-        UsageError: unknown device or dtype.
+        UsageError: unknown device, dtype or quantization.
+        MissingExtraError: `quantize` without bitsandbytes.
     """
+    if quantize is not None:
+        check_kind(quantize)
     folder = model_folder(name)
     name = BUNDLED_MODEL if name is None else os.path.abspath(name) if os.path.isdir(name) else name
     weights = weight_count(folder)
@@ -49,24 +62,37 @@ def load_model(name: str | None, device: str | None = None, dtype: str | None = 
     keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model = MPlusForCausalLM.from_pretrained(folder, dtype=placement.dtype, device=placement.device)
+    model: Any = MPlusForCausalLM.from_pretrained(
+        folder, dtype=placement.dtype, device="cpu" if quantize else placement.device
+    )
+    if quantize is not None:
+        quantize_backbone(model, quantize, placement.device)
+        model.to(placement.device)
     model.name_or_path = (
         name  # what a state file will remember: valid in other folders, and `default` on other machines
     )
+    if weights <= MERGED_WEIGHTS:
+        model.prepare_for_inference(READ, WRITE)
     return LoadedModel(name, model, load_tokenizer(folder), placement)
 
 
 def load_for_state(
-    state: MemoryState, name: str | None = None, device: str | None = None, dtype: str | None = None
+    state: MemoryState,
+    name: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
 ) -> LoadedModel:
     """The model a memory file names, or the one given, checked against the file's fingerprint.
 
-    Its dtype is that of the memory, unless another is asked for.
+    Its dtype is that of the memory, unless another is asked for; it is quantized as the one that made the memory.
 
     Raises:
         StateError: the memory was made by another model.
     """
-    loaded = load_model(name or state.model_name or None, device, dtype or state.identity.get("dtype"))
+    if quantize is not None:
+        state.check_quantize(quantize)
+    loaded = load_model(name or state.model_name or None, device, dtype or state.identity.get("dtype"), state.quantize)
     state.check_model(loaded.model)
     return loaded
 

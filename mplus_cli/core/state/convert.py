@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from mplus_cli.core.long_term_memory import LongTermMemory
     from mplus_cli.core.memory import Memory, WriteRecord
     from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+    from mplus_cli.core.value_codec import ValueCodec
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "U16": torch.bfloat16}
+TORCH_DTYPES |= {"I8": torch.int8, "U8": torch.uint8}
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -46,7 +48,7 @@ class StoredValues:
         self._store = store
 
     def rows(self, layer: int, created: torch.Tensor) -> torch.Tensor:
-        """Values of memory tokens, checked. int64 [k] -> [k, d]. Raises StateError for a damaged one."""
+        """Values as they are stored, checked. int64 [k] -> [k, width]. Raises StateError for a damaged one."""
         return to_torch(self._store.take(layer, created.numpy()), self._store.log.dtype)
 
 
@@ -66,12 +68,14 @@ def identity_of(model: MPlusForCausalLM, memory: Memory, row: int) -> dict[str, 
         "initial_recall_frequency": config.initial_recall_frequency,
         "dtype": str(memory.short_term.values.dtype).removeprefix("torch."),
         "seed": memory.seeds[row],
+        **({} if memory.codec.name == "model" else {"values": memory.codec.name}),
     }
 
 
 def base_content(memory: Memory, row: int, identity: dict[str, Any], job: Any) -> Content:
     """The first frame: all of a memory as it is."""
     values, created = memory.short_term.ordered(row)
+    values = memory.codec.encode(values)
     layers, fill, width = values.shape
     stores = memory.long_term[row].layers if memory.long_term else []
     counts = [len(store) for store in stores] or [0] * layers
@@ -89,7 +93,7 @@ def base_content(memory: Memory, row: int, identity: dict[str, Any], job: Any) -
             yield to_numpy(values[layer])
         for layer, store in enumerate(stores):
             for positions in store.all_positions().split(ROWS):
-                yield to_numpy(store.take(layer, positions)[0])
+                yield to_numpy(memory.codec.encode(store.fetch(layer, positions)))
 
     keys = None
     if stores:
@@ -110,7 +114,9 @@ def base_content(memory: Memory, row: int, identity: dict[str, Any], job: Any) -
     return Content("base", block, keys, index, record)
 
 
-def commit_content(log: StateLog, records: list[WriteRecord], store: LongTermMemory | None, job: Any) -> Content:
+def commit_content(
+    log: StateLog, records: list[WriteRecord], codec: ValueCodec, store: LongTermMemory | None, job: Any
+) -> Content:
     """What writes added since the last commit. `store` is long-term memory as it is after them."""
     made = sum(record.values.shape[1] for record in records)
     dropped = [to_numpy(record.dropped) for record in records]
@@ -121,7 +127,7 @@ def commit_content(log: StateLog, records: list[WriteRecord], store: LongTermMem
     }
     values = keys = None
     if made:
-        rows = (to_numpy(record.values[layer]) for layer in range(log.layers) for record in records)
+        rows = (to_numpy(codec.encode(record.values[layer])) for layer in range(log.layers) for record in records)
         values = Block(log.dtype, (log.layers, made, log.width), rows)
     if log.has_long_term:
         name, size = log.key_dtype, log.key_size
@@ -185,8 +191,8 @@ def _record(records: list[WriteRecord], job: Any, store: LongTermMemory | None) 
 def fill_short_term(memory: Memory, row: int, store: StateStore) -> None:
     """Load short-term memory of one row."""
     created, dtype = store.log.short(), store.log.dtype
-    values = [to_torch(store.take(layer, held), dtype) for layer, held in enumerate(created)]
-    memory.short_term.load(row, torch.stack(values), torch.from_numpy(created))
+    values = torch.stack([to_torch(store.take(layer, held), dtype) for layer, held in enumerate(created)])
+    memory.short_term.load(row, memory.codec.decode(values), torch.from_numpy(created))
 
 
 def fill_long_term(memory: LongTermMemory, store: StateStore) -> None:

@@ -4,10 +4,10 @@
     offset 4096   slot 1, 4096 bytes
     offset 8192   frame 1 (the state it began with), frame 2 (commit 1), frame 3 (commit 2), ...
 
-A slot, little-endian: magic `\\x89MPLUS\\r\\n`, uint32 format version, uint32 slot size (4096), uint64 sequence
-number of the last committed frame, uint64 committed length of the file, uint32 CRC-32 chained over the headers (their
-first 60 bytes) of all committed frames, zeros, and in its last four bytes the CRC-32 of everything before them. Both
-slots hold sequence number 1 in a new file; afterwards frame n is committed by slot n % 2.
+A slot, little-endian: magic `\\x89MPLUS\\r\\n`, uint32 format version (2 where values are codes, else 1), uint32 slot
+size (4096), uint64 sequence number of the last committed frame, uint64 committed length of the file, uint32 CRC-32
+chained over the headers (their first 60 bytes) of all committed frames, zeros, and in its last four bytes the CRC-32 of
+everything before them. Both slots hold sequence number 1 in a new file; afterwards frame n is committed by slot n % 2.
 
 A commit appends a frame, syncs it, and only then overwrites the older slot, so at any moment a killed process or a
 power failure leaves the state as of one commit or the next. Bytes behind the committed length are what a killed
@@ -26,10 +26,12 @@ import time
 from pathlib import Path
 from zlib import crc32
 
-from mplus_cli.core.state.frame import Frame, FrameError, read_frame
+from mplus_cli.core.state.frame import CODES, Frame, FrameError, read_frame
 from mplus_cli.core.state.superblock import (
+    CODED_FORMAT,
     FIRST_FRAME,
     FORMAT_VERSION,
+    LATEST_FORMAT,
     MAGIC,
     SLOT_SIZE,
     Slot,
@@ -139,9 +141,9 @@ class StateFile:
         parsed = [parse_slot(data) for data in slots]
         valid = [slot for slot in parsed if slot is not None]
         version = max((slot.version for slot in valid), default=claimed_version(slots))
-        if version > FORMAT_VERSION:
+        if version > LATEST_FORMAT:
             raise StateError(
-                f"{self.path} has state format {version}; this program knows formats up to {FORMAT_VERSION}.",
+                f"{self.path} has state format {version}; this program knows formats up to {LATEST_FORMAT}.",
                 "Update it: pip install --upgrade mplus",
             )
         if not valid:
@@ -196,7 +198,9 @@ class StateFile:
 
     def _tip_after(self, frame: Frame) -> Slot:
         # Without its last four bytes: over data and its own CRC-32 together every CRC-32 is the same.
-        return Slot(frame.sequence, frame.end, crc32(frame.header[:-4], self.tip.chain))
+        values = (self.frames or [frame])[0].values
+        version = CODED_FORMAT if values is not None and values.dtype in CODES else FORMAT_VERSION
+        return Slot(frame.sequence, frame.end, crc32(frame.header[:-4], self.tip.chain), version)
 
     # -- refusing ------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,9 @@ ALIGN = 64
 HEADER = struct.Struct("<4sI8s4Q3I")
 HEADER_SIZE = HEADER.size + 4
 MAGIC = b"MPFR"
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U16": "<u2", "I64": "<i8", "U32": "<u4", "U8": "|u1"}
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U16": "<u2", "I64": "<i8", "U32": "<u4", "I8": "|i1", "U8": "|u1"}
+CODES = {"I8": "int8", "U8": "float8"}  # dtypes of values that are rows of codes and a scale, see `core.value_codec`
+SCALE = 1  # elements of such a row behind its codes
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 
 Write = Callable[[int, Any], None]  # (file offset, bytes-like)

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from mplus_cli.core.state.frame import Frame
+from mplus_cli.core.state.frame import CODES, SCALE, Frame
 
 
 class Growing:
@@ -66,7 +66,8 @@ class StateLog:
 
     Attributes:
         identity: what the state was made by and for (see `MemoryState`).
-        layers, width, dtype: L, d and the safetensors dtype of values.
+        layers, width, dtype: L, elements of a stored value, and their safetensors dtype.
+        hidden_size, values: d, and how values are stored (see `core.value_codec`).
         key_size, key_dtype: r and the safetensors dtype of keys; 0 without long-term memory.
         created_total: memory tokens ever created per layer.
         job, pending, writes_since_merge: as of the last commit.
@@ -85,6 +86,9 @@ class StateLog:
         self.short_created = _int64(index["short_created"], 2)
         self.layers = len(self.short_created)
         self.dtype, self.width = base.values.dtype, base.values.shape[-1]
+        rounded = self.dtype == "U16" and self.identity.get("values") == "bfloat16"
+        self.values = CODES.get(self.dtype, "bfloat16" if rounded else "model")
+        self.hidden_size = self.width - (SCALE if self.dtype in CODES else 0)
         self.has_long_term = base.keys is not None
         self.key_dtype, self.key_size = ("", 0) if base.keys is None else (base.keys.dtype, base.keys.shape[-1])
         self.long_count, created = _int64(index["long_count"], 1), _int64(index["long_created"], 1)
@@ -110,9 +114,9 @@ class StateLog:
 
     def _check_base(self, base: Frame, long_created: np.ndarray) -> None:
         short, rows = self.short_created, self.short_created.size + len(long_created)
-        kinds = {self.dtype, self.key_dtype or "F32"}
-        if not kinds <= {"F64", "F32", "F16", "U16"}:
-            raise ValueError(f"memory tokens cannot be of type {' and '.join(sorted(kinds))}")
+        numbers = {"F64", "F32", "F16", "U16"}
+        if self.dtype not in numbers | CODES.keys() or (self.key_dtype or "F32") not in numbers:
+            raise ValueError(f"memory tokens cannot be of type {self.dtype}, nor their keys of type {self.key_dtype}")
         if base.values is None or base.values.shape != (rows, self.width):
             raise ValueError("the first frame has another number of values than of memory tokens")
         if (np.diff(short, axis=1) <= 0).any() or (short >= self.base_total).any():

@@ -30,11 +30,13 @@ from mplus_cli.core.state.convert import (
     fill_long_term,
     fill_short_term,
     identity_of,
+    stored_name,
     to_numpy,
     to_torch,
 )
 from mplus_cli.core.state.store import RELOAD, StateStore
 from mplus_cli.core.state.superblock import Slot
+from mplus_cli.core.value_codec import value_codec
 from mplus_cli.errors import StateError
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 # Per memory and row: where its file ended when the two last agreed. Keeps a memory from being committed to a file that
 # has changed meanwhile, or to another's.
+_FLOATS = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _AGREED: WeakKeyDictionary[Memory, dict[int, Slot]] = WeakKeyDictionary()
 
 
@@ -127,6 +130,46 @@ class MemoryState:
         return str(model.get("name", "")) if isinstance(model, dict) else ""
 
     @property
+    def quantize(self) -> str | None:
+        """How the model that made it was quantized; None where it was not."""
+        model = self.identity.get("model")
+        return model.get("quantize") if isinstance(model, dict) else None
+
+    def check_quantize(self, kind: str | None) -> None:
+        """Refuse a model quantized otherwise than the one that made this state: it is another model.
+
+        Raises:
+            StateError: naming both.
+        """
+        held = self.quantize
+        if held == kind:
+            return
+        made, given = (f"quantized to {k}" if k else "not quantized" for k in (held, kind))
+        raise StateError(
+            f"The model that made {self.path} was {made}; this one is {given}.",
+            (f"Add --quantize {held}" if held else "Leave out --quantize")
+            + ", or start over: mplus inject SOURCE --fresh"
+            + (f" --quantize {kind}" if kind else ""),
+        )
+
+    @property
+    def values(self) -> str:
+        """How it keeps memory values: "model", "bfloat16", "float8" or "int8"."""
+        return self._store.log.values
+
+    def check_values(self, asked: str) -> None:
+        """Refuse to keep values otherwise than this state does: what is rounded already stays so.
+
+        Raises:
+            StateError: naming both.
+        """
+        if asked != self.values and not (asked == "bfloat16" and self._store.log.dtype == "U16"):
+            raise StateError(
+                f"{self.path} keeps its memory values as {self.values}, not as {asked}.",
+                f"Leave out --ltm-dtype, or start over: mplus inject SOURCE --fresh --ltm-dtype {asked}",
+            )
+
+    @property
     def job(self) -> Any:
         """What the last commit was told about work in progress (JSON); None when none is."""
         return self._store.log.job
@@ -185,6 +228,7 @@ class MemoryState:
             StateError: naming both and what differs.
         """
         made_by, given = self.identity.get("model"), model.fingerprint()
+        self.check_quantize(given.get("quantize"))
         made_by = made_by if isinstance(made_by, dict) else {}
         kinds = {"configuration": "config_sha256", "weights": "weights_sha256"}
         different = [kind for kind, key in kinds.items() if made_by.get(key) != given[key]]
@@ -207,13 +251,14 @@ class MemoryState:
         """
         self.check_model(model)
         store, log = self._store, self._store.log
-        dtype = TORCH_DTYPES[log.dtype]
+        dtype = self._compute_dtype()
         if store.file.writable and model.dtype != dtype:
             held, given = (str(kind).removeprefix("torch.") for kind in (dtype, model.dtype))
             raise StateError(
                 f"{self.path} holds {held} memory tokens; the model runs in {given}.", f"Add --dtype {held}."
             )
-        memory = model.new_memory(1, seed=int(self.identity["seed"]), initial="empty")
+        values = "model" if self.values == "bfloat16" and model.dtype != dtype else self.values
+        memory = model.new_memory(1, seed=int(self.identity["seed"]), initial="empty", values=values)
         try:
             fill_short_term(memory, 0, store)
             if log.has_long_term:
@@ -247,7 +292,7 @@ class MemoryState:
         before, records = writer.length, self._records(memory)
         if records or job != self.job:
             long_term = memory.long_term[self._row] if memory.long_term else None
-            store.append(commit_content(store.log, records, long_term, job))
+            store.append(commit_content(store.log, records, memory.codec, long_term, job))
             records.clear()
             self._agree(memory)
             if long_term is not None:
@@ -260,13 +305,24 @@ class MemoryState:
         if memory.journal is None:
             raise StateError("This memory keeps no journal.", "Load it from a state that is open for writing.")
         records = memory.journal[self._row]
-        same = all(record.values.dtype == TORCH_DTYPES[self._store.log.dtype] for record in records)
+        same = stored_name(memory.codec.stored) == self._store.log.dtype
+        same = same and all(record.values.dtype == self._compute_dtype() for record in records)
         made = sum(record.values.shape[1] for record in records)
         if not same or self.created_total + made != memory.created_total[self._row]:
             raise StateError(f"This memory does not continue the one in {self.path}.", RELOAD)
         if _AGREED.get(memory, {}).get(self._row) != self._store.file.tip:
             raise StateError(f"{self.path} has changed since this memory was loaded from it.", RELOAD)
         return records
+
+    def _compute_dtype(self) -> torch.dtype:
+        """What its memory was computed in, and has to go on in."""
+        log = self._store.log
+        if log.values == "model":
+            return TORCH_DTYPES[log.dtype]
+        name = str(self.identity.get("dtype"))
+        if name not in _FLOATS:
+            raise self._store.file.contradiction("it does not say what its memory was computed in")
+        return _FLOATS[name]
 
     def _agree(self, memory: Memory) -> None:
         _AGREED.setdefault(memory, {})[self._row] = self._store.file.tip
@@ -309,7 +365,8 @@ class MemoryState:
                     f"Pass it: --model {self.model_name or 'PATH'}",
                 )
             with torch.no_grad():
-                keys = model.memory_keys(layer, to_torch(values, log.dtype).to(model.device, model.dtype))
+                rows = value_codec(log.values, self._compute_dtype()).decode(to_torch(values, log.dtype))
+                keys = model.memory_keys(layer, rows.to(model.device, model.dtype))
             return to_numpy(keys.to(TORCH_DTYPES[log.key_dtype]))
 
         return make

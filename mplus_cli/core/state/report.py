@@ -10,7 +10,6 @@ import numpy as np
 from mplus_cli.core.state.file import StateFile
 from mplus_cli.core.state.frame import DTYPES
 from mplus_cli.core.state.log import StateLog
-from mplus_cli.core.state.superblock import FORMAT_VERSION
 
 
 def sources(log: StateLog) -> list[dict[str, Any]]:
@@ -85,11 +84,12 @@ def summary(file: StateFile, log: StateLog) -> dict[str, Any]:
     arrived = [log.arrived(layer) for layer in range(log.layers)]
     return {
         "path": str(file.path),
-        "format": FORMAT_VERSION,
+        "format": file.tip.version,
         "model": identity.get("model"),
         "layers": log.layers,
-        "hidden_size": log.width,
+        "hidden_size": log.hidden_size,
         "dtype": identity.get("dtype"),
+        "values": log.values,
         "seed": identity.get("seed"),
         "updated": log.time,
         "commits": len(file.frames) - 1,

@@ -8,6 +8,8 @@ from zlib import crc32
 
 MAGIC = b"\x89MPLUS\r\n"
 FORMAT_VERSION = 1
+CODED_FORMAT = 2  # the same, but values are codes: a program that does not know them must not read them as numbers
+LATEST_FORMAT = CODED_FORMAT
 SLOT_SIZE = 4096
 FIRST_FRAME = 2 * SLOT_SIZE
 _FIELDS = struct.Struct("<8sIIQQI")

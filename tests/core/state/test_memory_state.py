@@ -23,14 +23,17 @@ LAYERS, WIDTH, KEY = 3, 64, 16
 class FakeModel:
     """What MemoryState needs of a model, without the arithmetic."""
 
-    def __init__(self, config, name: str = "fake", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config, name: str = "fake", dtype: torch.dtype = torch.float32, values: str = "model") -> None:
+        self.values = values
         self.config, self.name, self.dtype, self.device = config, name, dtype, torch.device("cpu")
 
     def fingerprint(self) -> dict[str, str]:
         return {"config_sha256": "c", "weights_sha256": self.name, "name": f"models/{self.name}"}
 
-    def new_memory(self, batch_size: int = 1, seed: int = 0, initial: str = "empty") -> Memory:
-        return Memory(self.config, batch_size, seed, self.dtype)
+    def new_memory(
+        self, batch_size: int = 1, seed: int = 0, initial: str = "empty", values: str | None = None
+    ) -> Memory:
+        return Memory(self.config, batch_size, seed, self.dtype, values=values or self.values)
 
     def memory_keys(self, layer: int, rows: torch.Tensor) -> torch.Tensor:
         return rows[..., :KEY] * (layer + 1)
@@ -71,10 +74,11 @@ def recall_config(**more):
 def with_checkpoint_memory(memory: Memory) -> Memory:
     """What a published checkpoint brings: a full short-term memory, and long-term tokens in no order."""
     random = torch.Generator().manual_seed(1)
-    memory.short_term.load(0, torch.randn(LAYERS, 32, WIDTH, generator=random), torch.arange(-32, 0).expand(LAYERS, -1))
+    tokens = memory.codec.round(torch.randn(LAYERS, 32, WIDTH, generator=random))
+    memory.short_term.load(0, tokens, torch.arange(-32, 0).expand(LAYERS, -1))
     if memory.long_term:
         created = [-33 - torch.randperm(20, generator=random) for _ in range(LAYERS)]
-        values = [torch.randn(20, WIDTH, generator=random) for _ in range(LAYERS)]
+        values = [memory.codec.round(torch.randn(20, WIDTH, generator=random)) for _ in range(LAYERS)]
         recall = [torch.randint(1, 4, (20,), generator=random).float() for _ in range(LAYERS)]
         memory.long_term[0].load(values, [v[:, :KEY].clone() for v in values], created, recall)
     memory.changed()
@@ -94,11 +98,12 @@ CONFIGS = {
     before=st.integers(0, 12),
     steps=st.lists(st.one_of(st.integers(1, 8), st.sampled_from("crcp")), min_size=5, max_size=30),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    values=st.sampled_from(["model", "model", "bfloat16", "float8", "int8"]),
     checkpoint=st.booleans(),
 )
-def test_a_reloaded_memory_is_the_memory(tmp_path_factory, kind, before, steps, dtype, checkpoint):
+def test_a_reloaded_memory_is_the_memory(tmp_path_factory, kind, before, steps, dtype, values, checkpoint):
     """Write, commit, reopen and compact at will: equal to a memory that never saw a file."""
-    model = FakeModel(CONFIGS[kind], dtype=dtype)
+    model = FakeModel(CONFIGS[kind], dtype=dtype, values="model" if dtype == torch.float16 else values)
     path = tmp_path_factory.mktemp("state") / "mem.pt"
     plain, filed = (model.new_memory(seed=5) for _ in range(2))
     if checkpoint and dtype == torch.float32:
