@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mplus_cli.training.recipe import DataSettings
 
-FORMAT = 1
+FORMAT = 2
 _GROUP = 32  # documents tokenized in one call
 _HELD_OUT = "held out for evaluation (data.eval_documents)"
 _NAMED = 5
@@ -75,7 +75,7 @@ class BatchStream:
         require_tokenizer(tokenizer, self.sources.opened)
         self.held_out = hold_out(self.sources, settings, tokenizer)
         self._held_out_ids = self.held_out.ids
-        self._documents = DocumentStream(self.sources, rank, world, seed)
+        self._documents = DocumentStream(self.sources, rank, world, seed, settings.longest_document)
         # A tokenizer changes its own settings when it is called: the thread has one to itself.
         self._own_tokenizer = copy.deepcopy(tokenizer)
         self._window: list[Tokenized] = []
@@ -119,6 +119,7 @@ class BatchStream:
             "seed": self.seed,
             "data": self.sources.digest,
             "eval_documents": self.settings.eval_documents,
+            "longest_document": self.settings.longest_document,
             "position": self._documents.state_dict(),
             "waiting": [list(document.place) for document in self._window],
             "usable": self._usable,
@@ -194,7 +195,7 @@ class BatchStream:
 
     def _admit(self, documents: list[Document]) -> None:
         """Put documents that can be trained on into the window; count the others."""
-        kept = [document for document in documents if document.id not in self._held_out_ids]
+        kept = [document for document in documents if (document.whole or document.id) not in self._held_out_ids]
         if len(kept) < len(documents):
             self._rejected[_HELD_OUT] += len(documents) - len(kept)
         for document in tokenize(kept, self._own_tokenizer):
@@ -231,6 +232,7 @@ class BatchStream:
             ("data", self.sources.digest, "is of other training text: data.sources, or what is there, has changed"),
             ("seed", self.seed, "is of another seed"),
             ("eval_documents", self.settings.eval_documents, "is of another data.eval_documents"),
+            ("longest_document", self.settings.longest_document, "is of another data.longest_document"),
         ):
             if state[key] != here:
                 raise UsageError(

@@ -15,7 +15,7 @@ import torch
 from mplus_cli.core.adapters import WRITE
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
-from mplus_cli.training.merged import merged_adapter
+from mplus_cli.training.merging import merged_adapter
 from mplus_cli.training.recompute import recomputed_layers
 
 Span = tuple[int, int]  # creation indices [start, end)
@@ -76,7 +76,7 @@ def write_contexts(
     """
     spans: list[list[Span]] = [[] for _ in contexts]
     pending: list[_Pending] = []
-    with merged_adapter(model, WRITE):
+    with model.adapters.merging(WRITE):
         for number in range(max((len(chunks) for chunks in contexts), default=0)):
             rows = [row for row, chunks in enumerate(contexts) if number < len(chunks)]
             starts = [memory.created_total[row] for row in rows]
@@ -114,7 +114,7 @@ def _write_graded(model: MPlusForCausalLM, pending: Sequence[_Pending], recomput
         ids, mask = left_padded([one.ids for one in members])
         before = torch.stack([one.before for one in members if one.before is not None]) if held else None
         device = model.device
-        with recomputed_layers(model, recompute):
+        with merged_adapter(model, WRITE, unless=recompute), recomputed_layers(model, recompute):
             tokens = model.write(ids.to(device), before, None if mask is None else mask.to(device))
         made += [
             GradedWrite(one.row, one.context, one.start, own, one.before)

@@ -9,13 +9,16 @@ Each process reads (and parses) all rows and tokenizes its own: reading is a sma
 
 A position is plain data: the block, the place in it, and how many documents came before. Continuing from it reads the
 rows of its block again and gives the very same sequence.
+
+Where a step uses a small part of a text, tokenizing all of it is most of the work: `longest` cuts texts into pieces
+that are documents of their own (see `pieces`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import NamedTuple
@@ -23,6 +26,7 @@ from typing import NamedTuple
 from mplus_cli.data.building.identity import document_id
 from mplus_cli.data.building.rows import BadRows
 from mplus_cli.errors import UsageError
+from mplus_cli.training.pieces import cut
 from mplus_cli.training.reading import Asked, Read, read_documents
 from mplus_cli.training.sources import Sources
 
@@ -31,20 +35,26 @@ BLOCK_CHARACTERS = 8 << 20
 
 
 class Place(NamedTuple):
-    """Where a document was met: epoch, number of its file in `Sources.files`, row in it."""
+    """Where a document was met: epoch, number of its file in `Sources.files`, row in it, piece of the row's text."""
 
     epoch: int
     file: int
     row: int
+    piece: int = 0
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text to train on."""
+    """One text to train on.
+
+    Attributes:
+        whole: identity of the text that it is a piece of; None: it is no piece.
+    """
 
     text: str
     place: Place
     questions: tuple[Asked, ...] = ()
+    whole: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -77,15 +87,16 @@ class DocumentStream:
         sources: what to read.
         rank, world: this process among all that read the same.
         seed: of the order.
+        longest: characters of a document; longer texts are cut. None for no limit.
 
     Attributes:
         bad: rows that could not be read, so far.
     """
 
-    def __init__(self, sources: Sources, rank: int, world: int, seed: int) -> None:
+    def __init__(self, sources: Sources, rank: int, world: int, seed: int, longest: int | None = None) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} processes")
-        self.sources, self.rank, self.world, self.seed = sources, rank, world, seed
+        self.sources, self.rank, self.world, self.seed, self.longest = sources, rank, world, seed, longest
         self.bad = BadRows(sys.maxsize)
         self._documents: list[Document] = []  # of the present block
         self._start(Block())
@@ -125,18 +136,20 @@ class DocumentStream:
             UsageError: one is no longer there.
         """
         wanted = list(places)
-        found: dict[tuple[int, int], Read] = {}
+        found: dict[tuple[int, ...], Document] = {}
         for number in {place.file for place in wanted}:
             rows = {place.row for place in wanted if place.file == number}
             reads = read_documents(self.sources.files[number], BadRows(sys.maxsize), rows, max(rows) + 1)
-            found |= {(number, read.row): read for read in reads}
+            found |= {
+                document.place[1:]: document for read in reads for document in self._documents_of(read, 0, number)
+            }
         for place in wanted:
             if place[1:] not in found:
                 raise UsageError(
                     f"{self.sources.files[place.file].name} has changed: its row {place.row + 1} cannot be read.",
                     "Put it back as it was when the checkpoint was written.",
                 )
-        return [Document(found[place[1:]].text, place, found[place[1:]].questions) for place in wanted]
+        return [replace(found[place[1:]], place=place) for place in wanted]
 
     def _start(self, block: Block) -> None:
         """Go to where `block` begins, its documents unread."""
@@ -174,11 +187,21 @@ class DocumentStream:
         """The documents of a block, shuffled, and the row after it."""
         number = self._order[self._block.file]
         documents: list[Document] = []
-        size, after = 0, self._block.row
+        rows, size, after = 0, 0, self._block.row
         for read in self._reader:
-            documents.append(Document(read.text, Place(self.epoch, number, read.row), read.questions))
-            size, after = size + len(read.text), read.row + 1
-            if len(documents) == BLOCK_ROWS or size >= BLOCK_CHARACTERS:
+            documents += self._documents_of(read, self.epoch, number)
+            rows, size, after = rows + 1, size + len(read.text), read.row + 1
+            if rows == BLOCK_ROWS or size >= BLOCK_CHARACTERS:
                 break
         Random(f"{self.seed}/{self.epoch}/{self.sources.files[number].name}/{self._block.row}").shuffle(documents)
         return documents, after
+
+    def _documents_of(self, read: Read, epoch: int, file: int) -> list[Document]:
+        """The pieces of what a row holds; all of it where it is short enough."""
+        if self.longest is None or len(read.text) <= self.longest:
+            return [Document(read.text, Place(epoch, file, read.row), read.questions)]
+        whole = document_id(read.text)
+        return [
+            Document(piece.text, Place(epoch, file, read.row, number), piece.questions, whole)
+            for number, piece in enumerate(cut(read, self.longest))
+        ]

@@ -59,7 +59,7 @@ class Search:
     """How texts search long-term memory.
 
     Attributes:
-        valid: bool [T, n], the tokens to search with.
+        valid: bool [T, p], which of the first p tokens of the texts to search with; it never is any after them.
         lengths: int64 [L, T], in every layer only so many of the first tokens (random query length), or None.
         wanted: per text a span of creation indices that is found whatever its score, or None.
     """
@@ -69,7 +69,7 @@ class Search:
     wanted: list[Span | None] | None = None
 
     def mask(self, layer: int) -> torch.Tensor:
-        """bool [T, n] of one layer."""
+        """bool [T, p] of one layer."""
         if self.lengths is None:
             return self.valid
         places = torch.arange(self.valid.shape[1], device=self.valid.device)
@@ -81,7 +81,7 @@ class Seen:
     """What a read pass saw of one layer.
 
     Attributes:
-        text: [T, n, d], the text rows entering the layer, after its input norm.
+        text: [T, p, d], the text rows entering the layer, after its input norm; p as in `Search`.
         retrieved: int64 [T, k] on the CPU, creation indices of the long-term tokens read; `EMPTY` where fewer.
     """
 
@@ -159,7 +159,8 @@ class GradedPrefix:
         parts = [self._short_term(index)]
         if self.width_long or self.keep_seen:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-                text = self.model.model.layers[index].input_layernorm(hidden)
+                searching = hidden if self.query is None else hidden[:, : self.query.valid.shape[1]]
+                text = self.model.model.layers[index].input_layernorm(searching)
             retrieved = torch.full((len(self.rows.owners), 0), EMPTY)
             if self.width_long:
                 keys_values, retrieved = self._long_term(index, text)

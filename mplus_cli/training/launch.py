@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,17 +126,28 @@ def launcher_command(run: RunDirectory, resume: Path | None, launch: Launch, wor
     Raises:
         UsageError: several machines without pdsh, with which DeepSpeed reaches them.
     """
+    arguments = [str(run.path), *(["--resume", str(resume.absolute())] if resume is not None else [])]
+    return module_command("mplus_cli.training.worker", arguments, launch, world)
+
+
+def module_command(module: str, arguments: Sequence[str], launch: Launch, world: int) -> list[str]:
+    """The command line with which DeepSpeed's launcher runs a module on every process.
+
+    The module gets `arguments` and `--launcher PROCESS HOST`, the process that launches it.
+
+    Raises:
+        UsageError: several machines without pdsh, with which DeepSpeed reaches them.
+    """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", str(free_port())]
     if launch.hostfile is not None:
         if len(read_hostfile(launch.hostfile)) > 1 and shutil.which("pdsh") is None:
-            raise UsageError("Training on several machines needs pdsh, with which DeepSpeed starts them.")
+            raise UsageError("Running on several machines needs pdsh, with which DeepSpeed starts them.")
         command += ["--hostfile", str(launch.hostfile.absolute())]
         command += [] if launch.gpus is None else ["--num_gpus", str(launch.gpus)]
     else:
         command += ["--hostfile", os.devnull + "/none", "--num_gpus", str(world)]
-    command += ["--no_local_rank", "--module", "mplus_cli.training.worker", str(run.path)]
-    command += ["--launcher", str(os.getpid()), socket.gethostname()]
-    return command + (["--resume", str(resume.absolute())] if resume is not None else [])
+    command += ["--no_local_rank", "--module", module, *arguments]
+    return [*command, "--launcher", str(os.getpid()), socket.gethostname()]
 
 
 def _run_launcher(run: RunDirectory, resume: Path | None, launch: Launch, world: int, show: Show) -> Summary:
@@ -148,7 +159,7 @@ def _run_launcher(run: RunDirectory, resume: Path | None, launch: Launch, world:
     with run.output.open("a", encoding="utf-8") as output, StopRequest() as stop:
         print(f"--- {' '.join(command)}", file=output, flush=True)
         target = sys.stderr if launch.verbose else output
-        with _session(command, _environment(world, launch), target) as process:
+        with session(command, launch_environment(world, launch), target) as process:
             try:
                 while process.poll() is None:
                     time.sleep(0.2)
@@ -164,7 +175,7 @@ def _run_launcher(run: RunDirectory, resume: Path | None, launch: Launch, world:
 
 
 @contextmanager
-def _session(command: list[str], environment: dict[str, str], output: Any) -> Iterator[subprocess.Popen]:
+def session(command: list[str], environment: dict[str, str], output: Any) -> Iterator[subprocess.Popen]:
     """A process that leads a session; at the end nothing of the session is left, whatever happens here."""
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -193,7 +204,7 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _environment(world: int, launch: Launch) -> dict[str, str]:
+def launch_environment(world: int, launch: Launch) -> dict[str, str]:
     """For the launcher and, on this machine, the processes it starts: each gets its share of the cores."""
     environment = os.environ | accelerator_environment()
     if environment.get("DS_ACCELERATOR") == "cpu" and launch.hostfile is None:

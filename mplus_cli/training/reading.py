@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mplus_cli.data.building.rows import BadRows, read_rows
 from mplus_cli.data.building.shards import iter_rows
 from mplus_cli.data.sources import read_source
-from mplus_cli.errors import UsageError
+from mplus_cli.errors import MPlusError, UsageError
 from mplus_cli.training.sources import TextFile, recipe_words
 
 _ALL_ROWS = range(sys.maxsize)
@@ -42,6 +43,7 @@ def read_documents(
 
     Raises:
         UsageError: the file is gone, cut off, or has no field of this name.
+        MPlusError: the hub stopped answering.
     """
     if file.fields is None:
         if 0 not in rows:
@@ -54,10 +56,27 @@ def read_documents(
             yield Read(0, text)
         return
     asked = _Questions(file.questions) if file.questions else None
-    with recipe_words():
+    with recipe_words(), _hub_failures(file):
         for row in read_rows(file.path, file.fields, bad, name=file.name, only=rows, stop=stop):
             if row.text is not None:
                 yield Read(row.number, row.text, asked.about(row.source) if asked else ())
+
+
+@contextmanager
+def _hub_failures(file: TextFile) -> Iterator[None]:
+    """One message for all that can go wrong while a file is streamed: the hub client's errors have no common class."""
+    try:
+        yield
+    except MPlusError:
+        raise
+    except Exception as error:
+        if not file.path.startswith("hf://"):
+            raise
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MPlusError(
+            f"Reading {file.name} from the hub broke off: {what}",
+            "The run goes on from its last checkpoint with --resume auto and the options it was started with.",
+        ) from error
 
 
 class _Questions:

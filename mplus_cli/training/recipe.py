@@ -81,12 +81,15 @@ class DataSettings:
     """What is read, and how a document becomes contexts and a target (published `MixedStream`).
 
     Attributes:
-        sources: builds (`FOLDER` or `FOLDER:BUCKET`), folders, files, globs or hub ids; together one corpus.
+        sources: builds (`FOLDER` or `FOLDER:BUCKET`), folders, files, globs or hub ids; together one corpus. The
+            questions and in_context tasks need questions about the texts (see `sources`).
         min_chunk, max_chunk: tokens of a context, drawn uniformly between them.
         window: most tokens of a target, and of what is read at once.
         repeat_ratio: share of documents whose target is "Repeat: " and their own contexts.
         batch_size: documents per process and step, each with its own memory.
         look_ahead: documents held back to make batches of like length from.
+        longest_document: characters; longer texts are cut into documents where paragraphs begin, so that no more of a
+            text is tokenized than a step uses. None for no limit.
         text_field: name of the text in a row.
         revision: of sources on the hub.
         eval_documents: documents held out for validation.
@@ -99,6 +102,7 @@ class DataSettings:
     repeat_ratio: Share = 0.1
     batch_size: Count = 1
     look_ahead: Count = 64
+    longest_document: Count | None = None
     text_field: str = "text"
     revision: str | None = None
     eval_documents: Whole = 0
@@ -147,11 +151,13 @@ class CopyingSettings:
 
     Attributes:
         share: of all steps.
+        first: so many steps at the beginning do nothing else.
         rows, length: of a batch, per process.
         shortest, longest: tokens of the string that is repeated.
     """
 
     share: Share = 0.0
+    first: Whole = 0
     rows: Count = 16
     length: Count = 112
     shortest: Count = 4
@@ -283,7 +289,8 @@ class Recipe:
         stage: "base", 1, 2 or 3 (see `stages`).
         model: folder or hub id that the stage starts from; its tokenizer is used. With `new_backbone` the tokenizer's
             folder.
-        new_backbone: configuration of a Hugging Face decoder to start from random weights, `model_type` and sizes.
+        new_backbone: configuration of a Hugging Face decoder to start from new weights, `model_type` and sizes; and
+            `start`: `random`, or `copying` for a backbone that can copy from the first steps (see `copying_start`).
         seed: of everything that is drawn.
         steps: optimizer steps.
         train: names of the parameter groups that learn; None for the stage's.
@@ -374,6 +381,11 @@ def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every shipped recipe, such as `stage1` and `default/stage1`."""
     folder = recipe_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def default_run(name: str) -> Path:
+    """Folder of a run of the recipe of this name, unless another is asked for."""
+    return Path("runs") / name.replace("/", "-")
 
 
 def deepspeed_file(recipe: Recipe) -> Path:

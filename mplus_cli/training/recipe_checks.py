@@ -19,6 +19,7 @@ GROUPS = (
     "retriever",
     "write_retriever",
 )
+STARTS = ("random", "copying")  # of a new backbone
 _SCORES = {"published": "mean_sigmoid", "contrastive": "log_sum_exp"}
 
 
@@ -82,6 +83,9 @@ def _data(recipe: Recipe) -> list[str]:
         problems.append("model: missing")
     if recipe.new_backbone is not None and "model_type" not in recipe.new_backbone:
         problems.append("new_backbone.model_type: missing")
+    start = (recipe.new_backbone or {}).get("start", "random")
+    if start not in STARTS:
+        problems.append(f"new_backbone.start: {start!r} is not one of {', '.join(STARTS)}")
     return problems
 
 

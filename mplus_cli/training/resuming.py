@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mplus_cli import config
 from mplus_cli.errors import MPlusError, UsageError
-from mplus_cli.training.recipe import Recipe, load_recipe, recipe_from, shipped_recipes
+from mplus_cli.training.recipe import Recipe, default_run, load_recipe, recipe_from, shipped_recipes
 from mplus_cli.training.run_dir import RECIPE, RunDirectory
 from mplus_cli.training.stages import StageName
 
@@ -50,9 +50,9 @@ class Request:
             return self.out
         if self.recipe is not None:
             names = {path.resolve(): name for name, path in shipped_recipes().items()}
-            return Path("runs") / names.get(self.recipe.resolve(), self.recipe.stem).replace("/", "-")
+            return default_run(names.get(self.recipe.resolve(), self.recipe.stem))
         if self.stage is not None:
-            return Path("runs") / (f"stage{self.stage}" if self.stage != "base" else "default-base")
+            return default_run(f"stage{self.stage}" if self.stage != "base" else "default/base")
         raise self._nothing_given()
 
     @property

@@ -7,6 +7,7 @@ contrastive form scores both, and with hard negatives the memories of the other 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,23 @@ Candidates = tuple[torch.Tensor, torch.Tensor]  # rows [B, C, d] and creation in
 def within(created: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
     """Which memory tokens a span holds. created: int64 [T, m]; spans: int64 [T, 2] -> bool [T, m]."""
     return (created >= spans[:, :1]) & (created < spans[:, 1:])
+
+
+def log_sum_exp_scores(queries: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """`Retriever.scores` in the contrastive form with few passes over the products, for keys that all texts share.
+
+    Args:
+        queries: [T, n, r]; keys: [m, r]; valid: bool [T, n], query tokens that count.
+
+    Returns:
+        float32 [T, m].
+    """
+    texts, length, size = queries.shape
+    hidden = torch.zeros(texts * length, 1, device=keys.device, dtype=keys.dtype)
+    hidden.masked_fill_(~valid.reshape(-1, 1), torch.finfo(keys.dtype).min / 2)
+    products = torch.addmm(hidden, queries.reshape(-1, size), keys.T, alpha=1 / math.sqrt(size)).float()
+    scores = products.view(texts, length, -1).logsumexp(1)
+    return scores.masked_fill(~valid.any(1, keepdim=True), 0.0)
 
 
 class RetrieverTraining:
@@ -63,23 +81,26 @@ class RetrieverTraining:
         return total.losses(), torch.stack(precision).nanmean()
 
     def scores(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores, positives and existence of all candidates of every text in one layer, three [T, C]."""
+        """Scores, positives and existence of all candidates of every text in one layer, three [T, C].
+
+        With hard negatives the candidates are those of all memories, one after the other.
+        """
         retriever, seen = self.model.retrievers[layer], self.prefix.seen[layer]
         rows, created = self.candidates(layer)
         queries, keys = retriever.query_proj(seen.text), self._keys(layer, rows)
-        mask, device = self.query.mask(layer), keys.device
-        hard = self.contrastive and self.settings.hard_negatives and len(keys) > 1
+        mask, device, owners = self.query.mask(layer), keys.device, self.prefix.rows.owners
+        if self.contrastive and self.settings.hard_negatives:
+            scores = log_sum_exp_scores(queries, keys.flatten(0, 1), mask)
+            names = created.flatten().expand(len(owners), -1)
+            own = owners[:, None] == torch.arange(len(keys)).repeat_interleave(keys.shape[1])
+            positive, exists = own & within(names, self.spans), names != EMPTY
+            return scores, positive.to(device), exists.to(device)
+        score = log_sum_exp_scores if self.contrastive else retriever.scores
         found, order = [], []
         for row, texts in self.prefix.rows.texts.items():
-            others = [other for other in range(len(keys)) if other != row] if hard else []
-            all_keys = torch.cat([keys[row], *(keys[other] for other in others)])
-            scores = retriever.scores(queries[texts], all_keys, mask[texts])
-            own = created[row].expand(len(texts), -1)
-            foreign = torch.cat([created[other] for other in others]) if others else created.new_empty(0)
-            exists = torch.cat([own, foreign.expand(len(texts), -1)], dim=1) != EMPTY
-            positive = torch.zeros_like(exists)
-            positive[:, : own.shape[1]] = within(own, self.spans[texts])
-            found.append((scores, positive.to(device), exists.to(device)))
+            names = created[row].expand(len(texts), -1)
+            positive, exists = within(names, self.spans[texts]), names != EMPTY
+            found.append((score(queries[texts], keys[row], mask[texts]), positive.to(device), exists.to(device)))
             order += texts
         back = torch.tensor(order, device=device).argsort()
         scores, positive, exists = (torch.cat(column)[back] for column in zip(*found, strict=True))

@@ -5,6 +5,13 @@
 All sources together are one corpus, read in an order of its own in each epoch. How much of each is read is decided
 where it can be seen and repeated: `mplus build-data mix` writes a set with given proportions.
 
+Questions come with chronicles, and with anybody's own rows: beside `text-ANY.jsonl`, whose rows have a `name` and a
+`text`, lies `questions-ANY.jsonl` with a row for every question, those of a text together, in the order of the texts:
+
+    {"document": "name of the text", "question": "...", "answer": "...", "passages": [[263, 269]]}
+
+where passages are the characters [start, end) of the text that answer it. Both files may be compressed (.gz).
+
 Hub data sets are read through `build-data`'s reader: the files of one commit, streamed, never a loading script.
 """
 
@@ -177,9 +184,28 @@ def _local(path: Path, name: str, text_field: str) -> OpenSource:
 
 def _rows(name: str, prefix: str, text_field: str, revision: str | None) -> OpenSource:
     corpus = open_corpus(name, revision=revision)
-    fields = Fields(text_field)
-    files = [TextFile(_joined(prefix, file.name), file.path, file.bytes, fields) for file in corpus.files]
+    asked = {file.path: _questions_beside(file.path) for file in corpus.files}
+    files = [
+        TextFile(
+            _joined(prefix, file.name),
+            file.path,
+            file.bytes,
+            Fields(text_field) if asked[file.path] is None else Fields(text_field, "name"),
+            asked[file.path],
+        )
+        for file in corpus.files
+        if os.path.realpath(file.path) not in asked.values()
+    ]
     return OpenSource(name, str(corpus.source.revision), tuple(files))
+
+
+def _questions_beside(path: str) -> str | None:
+    """The file with the questions about the texts of a local `text-*.jsonl` or `text-*.jsonl.gz`, if it has one."""
+    name = os.path.basename(path)
+    if not (name.startswith("text-") and name.endswith((".jsonl", ".jsonl.gz"))):
+        return None
+    beside = os.path.join(os.path.dirname(path), name.replace("text-", "questions-", 1))
+    return os.path.realpath(beside) if os.path.isfile(beside) else None
 
 
 def _joined(prefix: str, name: str) -> str:
@@ -201,13 +227,7 @@ def _build(folder: Path, bucket: str | None, name: str) -> OpenSource:
 
 def _shard(folder: Path, manifest: Manifest, shard: Shard, name: str) -> TextFile:
     """A shard; those of chronicles lie beside one with the questions about them."""
-    path = folder / shard.path
-    questions = path.with_name(path.name.replace("text-", "questions-", 1))
-    asked = manifest.builder == "chronicle" and questions != path and questions.is_file()
-    return TextFile(
-        f"{name}/{shard.path}",
-        os.path.realpath(path),
-        shard.bytes,
-        Fields("text", "name" if asked else "source"),
-        str(questions) if asked else None,
-    )
+    path = os.path.realpath(folder / shard.path)
+    questions = _questions_beside(path) if manifest.builder == "chronicle" else None
+    fields = Fields("text", "source" if questions is None else "name")
+    return TextFile(f"{name}/{shard.path}", path, shard.bytes, fields, questions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from mplus_cli.core.loading import DTYPES, load_tokenizer
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.published_layout import is_published
 from mplus_cli.errors import CheckpointError, UsageError
+from mplus_cli.training.copying_start import copying_start
 from mplus_cli.training.groups import group_of
-from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe import Recipe, default_run, shipped_recipes
 from mplus_cli.training.stages import STAGES, StageName
 
 # Of a new backbone. Attention that can be sharp from the start is found much sooner. Layers that add exactly nothing
@@ -37,6 +39,7 @@ class _Source:
     stages: list[StageName] | None = None  # it went through; None for models that do not say
     rope_frequency_dtype: str = "float32"
     generation_config: GenerationConfig | None = None
+    copying: bool = False  # a new backbone that begins with the circuits of copying
 
     @property
     def groups(self) -> set[str]:
@@ -50,6 +53,8 @@ def starting_model(recipe: Recipe, attn_implementation: str | None = None) -> MP
         CheckpointError: no model there, one of an unknown family, or one that lacks what the stage needs.
         UsageError: its tokenizer knows more tokens than it has.
     """
+    if recipe.new_backbone is None:
+        _raw_config(recipe.model)  # a missing model is more to say than a missing tokenizer
     tokenizer = load_tokenizer(recipe.model)
     source = _read_source(recipe, len(tokenizer))
     _check_stage(recipe, source)
@@ -69,8 +74,9 @@ def starting_model(recipe: Recipe, attn_implementation: str | None = None) -> MP
 def _read_source(recipe: Recipe, vocabulary: int) -> _Source:
     if recipe.new_backbone is not None:
         sizes = {"vocab_size": vocabulary} | recipe.new_backbone
+        copying = sizes.pop("start", "random") == "copying"
         family = _known_family(sizes.pop("model_type"), "new_backbone.model_type")
-        return _Source(AutoConfig.for_model(family, **sizes), stages=[])
+        return _Source(AutoConfig.for_model(family, **sizes), stages=[], copying=copying)
     raw = _raw_config(recipe.model)
     if raw.get("model_type") == MPlusConfig.model_type or is_published(raw):
         return _read_memory_model(recipe)
@@ -91,9 +97,18 @@ def _raw_config(name: str) -> dict[str, Any]:
     if not raw:
         raise CheckpointError(
             f"No model at {name!r}: neither a folder with config.json here nor a model on the hub.",
-            "Set model=FOLDER or model=HUB-ID.",
+            _maker(name) or "Set model=FOLDER or model=HUB-ID.",
         ) from cause
     return raw
+
+
+def _maker(name: str) -> str | None:
+    """What makes a model that a shipped recipe starts from: the recipe before it."""
+    for recipe, path in shipped_recipes().items():
+        if Path(name) == default_run(recipe) / "model":
+            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            return f"It is what this makes: mplus train --config {shown}"
+    return None
 
 
 def _read_memory_model(recipe: Recipe) -> _Source:
@@ -183,6 +198,8 @@ def _assemble(
     for name, shape in expected.items():
         if name not in found:
             found[name] = _fresh(name, shape, generator, found, source.text_config)
+    if source.copying:
+        copying_start(found, source.text_config, EMBEDDING, generator)
     model.load_state_dict({name: value.to(dtype) for name, value in found.items()}, strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight

@@ -188,6 +188,24 @@ def test_the_held_out_are_not_trained_on_nor_are_their_copies(tmp_path):
     assert batches.report()["held_out"] == 6
 
 
+def test_pieces_of_long_documents(tmp_path):
+    """Trained on piece by piece, resumed exactly; those of a held-out document are not trained on."""
+    write_files(tmp_path, [9], [400])
+    options = {"longest_document": 60, "eval_documents": 2, "batch_size": 3, "look_ahead": 9}
+    batches = stream(tmp_path, **options)
+    held_out = [text(n, 400)[:5] for n in range(9) if document_id(text(n, 400)) in batches.held_out.ids]
+    assert len(held_out) == 2 and all(len(document.tokens) == 400 for document in batches.held_out.documents)
+    seen = [decoded(example) for _ in range(4) for example in batches.next()]
+    other = stream(tmp_path, **options)
+    other.load_state_dict(saved(batches.state_dict()))
+    assert [other.next() for _ in range(30)] == [batches.next() for _ in range(30)]
+    seen += [decoded(example) for _ in range(40) for example in batches.next()]
+    assert all(len(found) <= 60 for found in seen) and not any(found[:5] in held_out for found in seen)
+    assert len({found[:5] for found in seen if found[:5].isdecimal()}) == 7
+    with pytest.raises(UsageError, match="longest_document"):
+        stream(tmp_path, **(options | {"longest_document": 70})).load_state_dict(saved(batches.state_dict()))
+
+
 def test_the_first_by_key_are_held_out(tmp_path):
     write_files(tmp_path, [9, 9], [60, 8])
     keys = {sampling_key(identity, ORDER): identity for n in range(0, 18, 2) if (identity := document_id(text(n)))}

@@ -95,6 +95,15 @@ def test_our_tasks_take_their_shares():
     assert all(draw.help == pytest.approx(max(0.0, 0.8 * (1 - step / 1_000))) for step, draw in asked)
 
 
+def test_copying_comes_first():
+    copying = {"share": 0.0, "first": 7}
+    draws = simulate("base", 200, tasks={"in_context": {"share": 0.5}, "copying": copying})
+    assert [draw.task for draw in draws[:7]] == ["copying"] * 7
+    assert {draw.task for draw in draws[7:]} == {"in_context", "full_context"}
+    recipe = tiny_recipe("base", tasks={"in_context": {"share": 0.5}, "copying": copying})
+    assert "copying" in [draw.task for draw in TaskChooser(recipe, 1).all_tasks()], "the first step tries it"
+
+
 def test_a_new_memory_forgets_the_cached_document():
     draws = [d for d in simulate(1, 3_000, tasks={"fresh_memory": 0.2}) if d.task != "full_context"]
     assert any(draw.fresh for draw in draws)

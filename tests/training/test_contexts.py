@@ -1,4 +1,4 @@
-"""Writing documents: spans by creation index, uneven rows, and the merged adapter of writes without gradient."""
+"""Writing documents: spans by creation index and uneven rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from mplus_cli.core.memory import Memory
 from mplus_cli.training.contexts import left_padded, write_contexts
-from mplus_cli.training.merged import merged_adapter
 from tests.training.helpers import documents, tiny_memory_model, tiny_recipe
 
 
@@ -44,29 +43,6 @@ def test_spans_go_on_from_what_the_memory_held(model):
     first = write_contexts(model, memory, [[[40] * 8, [41] * 9]])
     second = write_contexts(model, memory, [[[42] * 8]])
     assert first.spans == [[(0, 4), (4, 8)]] and second.spans == [[(8, 12)]]
-
-
-@pytest.mark.parametrize("adapter", ["write", "read"])
-def test_a_merged_adapter_gives_the_same_numbers(model, adapter):
-    ids = torch.tensor([[50, 51, 52, 53, 54, 55]])
-    with torch.no_grad():
-        expected = model.write(ids, None, adapter=adapter)
-        other = model.write(ids, None, adapter="read" if adapter == "write" else "write")
-        with merged_adapter(model, adapter):
-            found = model.write(ids, None, adapter=adapter)
-        after = model.write(ids, None, adapter=adapter)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(after, expected) and not torch.allclose(other, expected, rtol=1e-2)
-
-
-def test_adapters_are_not_merged_where_that_would_change_them():
-    rounded = tiny_memory_model(tiny_recipe(1)).bfloat16()
-    dropping = tiny_memory_model(tiny_recipe(1))
-    for layer in dropping.adapters.layers:
-        layer.lora_dropout["write"] = torch.nn.Dropout(0.1)
-    for model in (rounded, dropping):
-        with merged_adapter(model, "write"):
-            assert not any("forward" in vars(layer) for layer in model.adapters.layers)
 
 
 def test_padding_is_on_the_left():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,14 +12,17 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
+from mplus_cli.data.building import rows
 from mplus_cli.data.building.documents import Running
 from mplus_cli.data.building.manifest import Tokenizer
+from mplus_cli.data.building.rows import BadRows, Fields
 from mplus_cli.data.building.shards import file_sha256
 from mplus_cli.data.building.worlds import Worlds, build_worlds
-from mplus_cli.errors import UsageError
+from mplus_cli.errors import MPlusError, UsageError
 from mplus_cli.training.batches import BatchStream
 from mplus_cli.training.documents import DocumentStream
-from mplus_cli.training.sources import open_sources
+from mplus_cli.training.reading import read_documents
+from mplus_cli.training.sources import TextFile, open_sources
 from tests.data.building.conftest import write_corpus
 from tests.data.building.test_hub import SHA, Hub
 from tests.fixtures import byte_tokenizer
@@ -172,3 +176,38 @@ def test_a_data_set_on_the_hub(tmp_path, monkeypatch):
     assert revision == SHA
     assert len(set(texts)) == 10 and {number_of(t) for t in texts} <= set(range(20))
     assert all(f"/resolve/{SHA}/" in path for path in Hub.requests if "/resolve/" in path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_questions_about_rows_of_ones_own(tmp_path, suffix):
+    texts = [{"name": f"doc {n}", "text": f"{text(n)} The key is under stone {n}."} for n in range(3)]
+    questions = [
+        {"document": one["name"], "question": f"Where is key {n}?", "answer": "here", "passages": [[0, 3]]}
+        for n, one in enumerate(texts)
+        if n != 1
+    ]
+    write_rows(tmp_path / f"text-0.jsonl{suffix}", texts)
+    write_rows(tmp_path / f"questions-0.jsonl{suffix}", questions)
+    write_rows(tmp_path / "questions-alone.jsonl", [{"text": text(9)}])
+    opened = open_sources([str(tmp_path)])
+    found = {number_of(document.text): document for document in DocumentStream(opened, 0, 1, 0).take(99)}
+    assert {number: len(document.questions) for number, document in found.items()} == {0: 1, 1: 0, 2: 1, 9: 0}
+    assert found[2].questions[0].question == "Where is key 2?" and found[2].questions[0].passages == ((0, 3),)
+
+
+def test_a_hub_that_stops_answering_is_one_message(monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, *args):
+            return self.fail() if self.tell() else super().read(64)
+
+        readline = readinto = __next__ = lambda self, *args: self.fail()
+
+        def fail(self):
+            raise ConnectionResetError("Connection reset by peer")
+
+    line = json.dumps({"text": text(1)}).encode() + b"\n"
+    monkeypatch.setattr(rows, "open_file", lambda path: Broken(line * 9))
+    file = TextFile("owner/name/a.jsonl", "hf://datasets/owner/name@0/a.jsonl", 99, Fields("text"))
+    with pytest.raises(MPlusError, match="owner/name/a.jsonl from the hub broke off: Connection reset") as broken:
+        list(read_documents(file, BadRows(5)))
+    assert "--resume auto" in broken.value.hint

@@ -147,6 +147,14 @@ def test_models_that_are_none(tmp_path):
         starting_model(tiny_recipe(1, tmp_path))
 
 
+def test_a_missing_model_that_a_recipe_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="No model at 'runs/default-base/model'") as refused:
+        starting_model(tiny_recipe(1, "runs/default-base/model"))
+    assert refused.value.hint.startswith("It is what this makes: mplus train --config")
+    assert refused.value.hint.endswith("recipes/default/base.yaml")
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
     folder = save_backbone(tmp_path, vocab_size=200)
     with pytest.raises(UsageError, match="259 tokens, more than the 200"):

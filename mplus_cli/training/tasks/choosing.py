@@ -86,7 +86,7 @@ class TaskChooser:
         tasks, published = self.settings, 1 - _ours(self.settings)
         new = published * (1 - tasks.full_context)
         shares: list[tuple[TaskName, float]] = [
-            ("copying", tasks.copying.share),
+            ("copying", tasks.copying.share or tasks.copying.first),
             ("in_context", tasks.in_context.share),
             ("full_context", published * tasks.full_context),
             ("two_chunk", new * (1 - tasks.full_memory)),
@@ -138,6 +138,8 @@ class TaskChooser:
 
     def _our_task(self, step: int) -> TaskName | None:
         tasks, point = self.settings, uniform(self.seed, step, "ours")
+        if step < tasks.copying.first:
+            return "copying"
         shares: list[tuple[TaskName, float]] = [
             ("questions", tasks.questions.share),
             ("in_context", tasks.in_context.share),

@@ -15,6 +15,7 @@ from mplus_cli.core.prefix import Prefix, TokenPrefix
 from mplus_cli.training.contexts import GradedWrite, Span
 from mplus_cli.training.graded import GradedPrefix, Search
 from mplus_cli.training.losses import IGNORE, next_token_losses
+from mplus_cli.training.merging import merged_adapter
 from mplus_cli.training.recompute import recomputed_layers
 from mplus_cli.training.retrieving import RetrieverTraining, recall, write_side_loss
 from mplus_cli.training.tasks.work import Outcome, Work
@@ -55,9 +56,8 @@ def read(
     model: MPlusForCausalLM, ids: torch.Tensor, prefix: Prefix, adapter: Adapter = READ, recompute: bool = False
 ) -> torch.Tensor:
     """Hidden states [T, n, d], before the final norm, of right-padded texts [T, n] behind a prefix."""
-    model.adapters.use(adapter)
     hidden = model.model.embed_tokens(ids.to(model.device))
-    with recomputed_layers(model, recompute):
+    with merged_adapter(model, adapter, unless=recompute), recomputed_layers(model, recompute):
         return model.run_layers(hidden, prefix, MemoryCache())
 
 
@@ -146,9 +146,8 @@ def _measure_recall(outcome: Outcome, prefix: GradedPrefix, spans: Sequence[Span
 
 def _search(work: Work, texts: Sequence[Text]) -> Search:
     """The tokens to search with, with a random length of them where the recipe says so; a new draw at every call."""
-    width = max(len(text.ids) for text in texts)
     prompts = np.array([len(text.ids) if text.prompt is None else text.prompt for text in texts])
-    valid = torch.from_numpy(np.arange(width) < prompts[:, None]).to(work.model.device)
+    valid = torch.from_numpy(np.arange(prompts.max()) < prompts[:, None]).to(work.model.device)
     lengths = None
     if work.recipe.loss.random_query_length:
         layers = work.model.config.text_config.num_hidden_layers
