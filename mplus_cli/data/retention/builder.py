@@ -58,7 +58,7 @@ def build_retention(
     counts: dict[str, Any] = {}
     chosen = choose_examples(examples, tokenizer, options, filters, counts)
     texts = make_distractors(distractors, tokenizer, options)
-    rows = list(_rows(chosen, texts, tokenizer))
+    rows = list(retention_rows(chosen, texts, tokenizer))
     counts |= {"examples": len(rows), "distractors": len(texts), "distractor_tokens": sum(d.tokens for d in texts)}
     counts["fewest_distractors_of_an_example"] = min(len(texts) - len(row["leaky_distractors"]) for row in rows)
     folder.write_shard("examples.jsonl.gz", rows, bucket="examples")
@@ -70,9 +70,10 @@ def build_retention(
     )
 
 
-def _rows(
+def retention_rows(
     examples: Sequence[Example], distractors: Sequence[Distractor], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, Any]]:
+    """The rows of `examples`: what is asked, and which distractors tell the answer (`leaky_distractors`)."""
     words = [f" {normalized(distractor.text)} " for distractor in distractors]
     for example in examples:
         answer = f" {normalized(example.answer)} "

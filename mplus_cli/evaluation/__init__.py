@@ -1,0 +1,1 @@
+"""`mplus eval`: tasks that ask, systems that answer, and the harness between them."""
