@@ -1,0 +1,114 @@
+"""The published costs of M+ (arXiv 2502.00592) beside ours: Table 1, the FLOPs table, and what Figure 7 shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mplus_cli.evaluation.report import Table
+from mplus_cli.profiling.cells import OK, OOM
+from mplus_cli.profiling.request import length_text
+from mplus_cli.profiling.running import Row
+
+# Table 1: peak GPU memory on LongBook, MB; the MemoryLLM rows are from the authors' answers to reviewers.
+MEMORY_MB = {
+    "snapkv": 32_574.49,
+    "full": 30_422.70,
+    "mplus": 21_177.76,
+    "window": 19_239.21,
+    "mplus --offload": 17_973.34,
+    "memoryllm": 21_176.24,
+    "memoryllm --offload": 17_967.47,
+}
+MODELS = {"snapkv": "Llama-3.1-8B-SnapKV", "full": "Llama-3.2-3B-128k", "window": "Llama-3.1-8B-16k"}
+# FLOPs of telling the text and one token: plain Llama, M+. None is out of memory.
+FLOPS: dict[int, tuple[float | None, float]] = {
+    2_048: (5.68e13, 6.92e13),
+    4_096: (1.13e14, 1.32e14),
+    8_192: (2.26e14, 2.55e14),
+    16_384: (4.48e14, 5.01e14),
+    32_768: (8.88e14, 9.86e14),
+    65_536: (1.75e15, 1.94e15),
+    131_072: (None, 3.78e15),
+}
+OFFLOAD_OVERHEAD = 0.03  # of the latency at 128k
+
+
+def comparison(rows: Sequence[Row]) -> list[Table]:
+    """Published numbers and ours. They compare where model and GPU do (Llama-3.1-8B on an H100); shares always do."""
+    found = {(row.planned.cell.asked.label, row.planned.cell.length): row.result for row in rows}
+    return [_memory(found), _flops(found), _latency(found)]
+
+
+def _memory(found: dict[tuple[str, int], dict[str, Any]]) -> Table:
+    lengths = [length for _, length in found]
+    longest = max(lengths)
+    lines = []
+    for label, published in MEMORY_MB.items():
+        ours = found.get((label, longest))
+        name = MODELS.get(label, "")
+        lines.append([label, name, f"{published:,.0f}", _peak(ours), _share(ours, found.get(("mplus", longest)))])
+    share = "of M+"
+    headers = ["system", "published model", "published MB", f"ours at {length_text(longest)}, MB", share]
+    return Table("peak memory (Table 1; 128k tokens, H100)", headers, lines)
+
+
+def _peak(result: dict[str, Any] | None) -> str:
+    if result is None or result["status"] not in (OK, OOM):
+        return "-"
+    return "OOM" if result["status"] == OOM else f"{result['peak_bytes'] / 2**20:,.0f}"
+
+
+def _share(result: dict[str, Any] | None, of: dict[str, Any] | None) -> str:
+    both = [one for one in (result, of) if one is not None and one["status"] == OK]
+    return f"{both[0]['peak_bytes'] / both[1]['peak_bytes']:.2f}" if len(both) == 2 else "-"
+
+
+def _flops(found: dict[tuple[str, int], dict[str, Any]]) -> Table:
+    lines = []
+    for length, (plain, memory) in FLOPS.items():
+        ours = [_total(found.get((label, length))) for label in ("full", "mplus")]
+        lines.append(
+            [
+                length_text(length),
+                "OOM" if plain is None else f"{plain:.2e}",
+                f"{memory:.2e}",
+                _ratio(memory, plain),
+                *("-" if value is None else f"{value:.2e}" for value in ours),
+                _ratio(ours[1], ours[0]),
+            ]
+        )
+    headers = ["text", "Llama, published", "M+, published", "ratio", "full, ours", "mplus, ours", "ratio"]
+    return Table(
+        "FLOPs of the text and one token (the published ones grow with the length alone, ours count attention too)",
+        headers,
+        lines,
+    )
+
+
+def _total(result: dict[str, Any] | None) -> float | None:
+    return result["flops"]["total"] if result is not None and result["status"] == OK else None
+
+
+def _ratio(value: float | None, of: float | None) -> str:
+    return f"{value / of:.2f}" if value and of else "-"
+
+
+def _latency(found: dict[tuple[str, int], dict[str, Any]]) -> Table:
+    """Figure 7 has no numbers in print; these are the statements about it."""
+    longest = max(length for _, length in found)
+    plain, offloaded = (_seconds(found.get((label, longest))) for label in ("mplus", "mplus --offload"))
+    overhead = f"{offloaded / plain - 1:+.1%}" if plain and offloaded else "-"
+    lines = [[f"offload adds at {length_text(longest)}", f"+{OFFLOAD_OVERHEAD:.0%} (128k)", overhead]]
+    for length, published in ((16_384, "above 1"), (32_768, "above 1"), (65_536, "above 1"), (131_072, "below 1")):
+        both = [_seconds(found.get((label, length))) for label in ("memoryllm", "full")]
+        lines.append([f"memoryllm over full at {length_text(length)}", published, _ratio(*both)])
+        both = [_seconds(found.get((label, length))) for label in ("mplus", "memoryllm")]
+        lines.append([f"mplus over memoryllm at {length_text(length)}", "above 1", _ratio(*both)])
+    return Table("latency of the text and one token (Figure 7)", ["", "published", "ours"], lines)
+
+
+def _seconds(result: dict[str, Any] | None) -> float | None:
+    if result is None or result["status"] != OK:
+        return None
+    return (result.get("inject_ms") or 0.0) / 1e3 + result["first_token_ms"]["median"] / 1e3
