@@ -22,7 +22,7 @@ test-newest: .venv/installed-dev
 	$(TEST_ENV) .venv/bin/python -m pytest -n 2
 
 test-oldest: .venv-oldest/installed-dev
-	$(TEST_ENV) .venv-oldest/bin/python -m pytest -n 2 tests/core tests/inference
+	$(TEST_ENV) .venv-oldest/bin/python -m pytest -n 2 tests/core tests/inference tests/evaluation/systems
 
 # Always with constraints: an open torch requirement takes the newest build with several GB of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
@@ -37,7 +37,7 @@ test-oldest: .venv-oldest/installed-dev
 
 .venv-oldest/installed-dev: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[snapkv]" pytest pytest-xdist hypothesis
 	touch $@
 
 clean:

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from mplus_cli import __version__
-from mplus_cli.commands import ask, build_data, inject, memory, train
+from mplus_cli.commands import ask, build_data, eval, inject, memory, profile, train
 from mplus_cli.commands.options import JsonFlag, QuietFlag, VerboseFlag
 from mplus_cli.console import output
-from mplus_cli.errors import MPlusError
+from mplus_cli.errors import MPlusError, is_out_of_memory
 
 app = typer.Typer(
     name="mplus",
@@ -30,6 +30,8 @@ app.command("inject")(inject.inject)
 app.command("ask")(ask.ask)
 app.add_typer(memory.app, name="memory")
 app.command("train")(train.train)
+app.add_typer(eval.app, name="eval")
+app.command("profile")(profile.profile)
 app.add_typer(build_data.app, name="build-data")
 
 
@@ -94,11 +96,3 @@ def translate(exception: Exception) -> MPlusError:
 _INTERRUPTED = MPlusError("interrupted", exit_code=130)
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
 _TRACEBACK_HINT = "run again with --verbose for the traceback"
-
-
-def is_out_of_memory(exception: BaseException) -> bool:
-    """True for Python's, torch's and the CUDA driver's ways of saying it, without importing torch."""
-    if isinstance(exception, MemoryError) or type(exception).__name__ == "OutOfMemoryError":
-        return True
-    text = str(exception)
-    return isinstance(exception, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

@@ -13,6 +13,7 @@ from mplus_cli.commands.options import (
     DtypeOption,
     JsonFlag,
     ModelOption,
+    QuantizeOption,
     QuietFlag,
     StateOption,
     VerboseFlag,
@@ -41,6 +42,7 @@ def ask(
     show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Show what the model reads.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -58,7 +60,7 @@ def ask(
     from mplus_cli.inference.session import Session
 
     settings = AnswerSettings(max_new_tokens, temperature, seed)
-    with Session(path, model, device, dtype, settings, long_term=not no_ltm) as session:
+    with Session(path, model, device, dtype, settings, not no_ltm, quantize) as session:
         output.debug(f"model {session.loaded.name} on {session.loaded.placement}")
         if question is None:
             from mplus_cli.commands.interactive import converse

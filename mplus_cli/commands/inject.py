@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mplus_cli.commands.options import DeviceOption, DtypeOption, JsonFlag, ModelOption, QuietFlag, VerboseFlag
+from mplus_cli.commands.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    LtmDtypeOption,
+    ModelOption,
+    QuantizeOption,
+    QuietFlag,
+    VerboseFlag,
+)
 from mplus_cli.console import Progress, duration, output, size
 from mplus_cli.errors import MPlusError
 
@@ -38,6 +47,8 @@ def inject(
     seed: Annotated[int, typer.Option("--seed", help="Of the random drop, for a new memory file.")] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    ltm_dtype: LtmDtypeOption = None,
+    quantize: QuantizeOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -57,7 +68,7 @@ def inject(
 
     from mplus_cli.inference.jobs import InjectOptions, inject_into_file
 
-    options = InjectOptions(model, fresh, again, chunk_size, seed, device, dtype)
+    options = InjectOptions(model, fresh, again, chunk_size, seed, device, dtype, ltm_dtype, quantize)
     with Progress("injecting", sum(len(text.text) for text in texts)) as progress:
         summary = inject_into_file(
             path, texts, options, output.info, lambda step: progress.update(step.chars_done, progress_detail(step))

@@ -104,7 +104,7 @@ def render_summary(summary: dict[str, Any], sources: list[dict[str, Any]]) -> st
     long_term = f"{long['tokens']:,} of {long['capacity']:,}" if long["capacity"] else "none"
     lines = [
         f"{summary['path']}: {size(summary['file_bytes'])}, {size(summary['dead_bytes'])} of it no longer in memory",
-        f"model {name}, {summary['layers']} layers, {summary['dtype']}, seed {summary['seed']}",
+        f"model {name}, {summary['layers']} layers, {_dtype(summary)}, seed {summary['seed']}",
         f"memory tokens per layer: {short['tokens']:,} of {short['capacity']:,} short-term, {long_term} long-term",
         f"{summary['writes']:,} writes, {summary['tokens']:,} text tokens, last on {summary['updated']}",
     ]
@@ -121,3 +121,9 @@ def render_summary(summary: dict[str, Any], sources: list[dict[str, Any]]) -> st
     ]
     held = table(["age in memory tokens", "in short-term", "in long-term"], ages)
     return "\n".join([*lines, "", "memory tokens over all layers", table(headers, rows), "", held])
+
+
+def _dtype(summary: dict[str, Any]) -> str:
+    """What memory was computed in, and how its values are kept where that is another way."""
+    kept = summary["values"]
+    return summary["dtype"] if kept == "model" else f"{summary['dtype']} with values in {kept}"

@@ -60,3 +60,15 @@ DtypeOption = Annotated[
     str | None,
     typer.Option("--dtype", help="float32, bfloat16 or float16. Default: what suits the device."),
 ]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="BITS", help="Weights of the backbone in less space: int8 or int4."),
+]
+LtmDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ltm-dtype",
+        metavar="DTYPE",
+        help="How a new memory file keeps memory values: model (as computed), bfloat16, float8 or int8.",
+    ),
+]

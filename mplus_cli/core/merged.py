@@ -28,8 +28,11 @@ class MergedWeights:
 
     def forwards(self) -> list[partial]:
         """What takes the place of each layer's `forward`."""
-        # A move to another device or dtype keeps a parameter's version but not its storage.
-        stamp = tuple((p._version, p.data_ptr(), p.dtype) for source in self._sources for p in source)
+        # A move to another device or dtype keeps a parameter's version but not its storage. Parameters made in
+        # inference mode have no version.
+        stamp = tuple(
+            (0 if p.is_inference() else p._version, p.data_ptr(), p.dtype) for source in self._sources for p in source
+        )
         if stamp != self._stamp:
             self._forwards, self._stamp = [self._forward(layer) for layer in self.layers], stamp
         return self._forwards

@@ -22,6 +22,7 @@ class Session:
     Args:
         model: folder or hub id; None for the model the state names.
         long_term: False answers from short-term memory alone.
+        quantize: None for what the state names; another is refused.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class Session:
         dtype: str | None = None,
         settings: AnswerSettings | None = None,
         long_term: bool = True,
+        quantize: str | None = None,
     ) -> None:
         self.path, self.settings, self.long_term = path, settings or AnswerSettings(), long_term
         self.settings.check()
         self.state = MemoryState.open(path)
         try:
-            self.loaded = load_for_state(self.state, model, device, dtype)
+            self.loaded = load_for_state(self.state, model, device, dtype, quantize)
             self.memory: Memory = self.state.load_memory(self.loaded.model)
         except BaseException:
             self.state.close()

@@ -166,3 +166,52 @@ def _wait_until_larger(path: Path, size: int) -> None:
     deadline = time.monotonic() + 60
     while not (path.exists() and path.stat().st_size > size) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def test_memory_values_in_less_space_and_continued(mplus, tmp_path, book_file, model_folder):
+    path, plain = tmp_path / "m.pt", tmp_path / "plain.pt"
+    arguments = ["inject", book_file, "--model", model_folder, "--state"]
+    for where, more in ((plain, []), (path, ["--ltm-dtype", "int8"])):
+        assert mplus(*arguments, where, *more)[0] == 0
+    assert path.stat().st_size < plain.stat().st_size
+    (tmp_path / "more.txt").write_text("One more page about the miller.\n" * 9)
+    before = path.read_bytes()
+    code, out, err = mplus("inject", tmp_path / "more.txt", "--state", path, "--ltm-dtype", "float8")
+    assert (code, out) == (2, "") and path.read_bytes() == before
+    assert "keeps its memory values as int8, not as float8" in err and "--fresh --ltm-dtype float8" in err
+    for more in ([], ["--ltm-dtype", "int8", "--again"]):
+        assert mplus("inject", tmp_path / "more.txt", "--state", path, *more)[0] == 0
+    assert "values in int8" in mplus("memory", "show", path)[1]
+    assert mplus("memory", "verify", path)[0] == 0
+    assert mplus("ask", "Who sold flour?", "--state", path, "--max-new-tokens", 3)[0] == 0
+
+
+def test_an_unknown_way_to_keep_values_is_refused(mplus, tmp_path, book_file, model_folder):
+    arguments = ["inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder]
+    code, out, err = mplus(*arguments, "--ltm-dtype", "int4")
+    assert (code, out) == (2, "") and "'int4'" in err and "model, bfloat16, float8, int8" in err
+    assert not (tmp_path / "m.pt").exists()
+
+
+def test_a_quantized_model_and_its_memory(mplus, tmp_path, book_file, model_folder):
+    """The state remembers how: nothing has to be said again, and another way is refused."""
+    pytest.importorskip("bitsandbytes")
+    path = tmp_path / "m.pt"
+    code, _, _ = mplus("inject", book_file, "--state", path, "--model", model_folder, "--quantize", "int8")
+    assert code == 0
+    ask = ["ask", "Who sold flour?", "--state", path, "--max-new-tokens", 3]
+    assert mplus(*ask)[0] == 0 and mplus(*ask, "--quantize", "int8")[0] == 0
+    code, out, err = mplus(*ask, "--quantize", "int4")
+    assert (code, out) == (2, "") and "was quantized to int8; this one is quantized to int4" in err
+    (tmp_path / "more.txt").write_text("One more page about the miller.\n" * 9)
+    assert mplus("inject", tmp_path / "more.txt", "--state", path)[0] == 0
+    assert mplus("memory", "forget", path, "--source", book_file)[0] == 0
+
+
+def test_quantizing_without_its_library_or_as_nobody_can(mplus, tmp_path, book_file, model_folder, monkeypatch):
+    arguments = ["inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder, "--quantize"]
+    assert "one of: int8, int4" in mplus(*arguments, "int3")[2]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    code, out, err = mplus(*arguments, "int8")
+    assert (code, out) == (2, "") and 'pip install "mplus[quantize]"' in err
+    assert not (tmp_path / "m.pt").exists()

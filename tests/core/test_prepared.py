@@ -112,3 +112,9 @@ def test_a_prepared_model_still_trains(model):
     model.prepare_for_inference(READ, WRITE)
     model(random_ids(1, 6), labels=random_ids(1, 6)).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in lora_parameters(model, READ)[1::2])
+
+
+@torch.inference_mode()
+def test_a_model_made_in_inference_mode_can_be_prepared():
+    model = tiny_model(seed=3).prepare_for_inference(READ)
+    assert model(random_ids(1, 4)).logits.isfinite().all() and replaced(model)
