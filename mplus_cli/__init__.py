@@ -7,6 +7,7 @@ Names are imported on first use, so `import mplus_cli` (and `mplus --help`) load
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ _HOME = {
     "MemoryState": "mplus_cli.core.state.memory_state",
     "load_tokenizer": "mplus_cli.core.loading",
 }
+
+
+# peft and transformers import bitsandbytes wherever it is installed, and that names each optional kernel it lacks, at
+# every start. It has to be told before either is imported.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

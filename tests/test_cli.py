@@ -180,3 +180,14 @@ def test_completion_script(capsys, monkeypatch):
     monkeypatch.setenv("COMP_CWORD", "1")
     code, out, _ = run(capsys)
     assert (code, out.split()) == (0, ["inject"])
+
+
+def test_an_answer_comes_without_other_libraries_notes(tmp_path):
+    """peft imports bitsandbytes wherever it is installed, which would name a missing kernel at every start."""
+    book, state = tmp_path / "book.txt", tmp_path / "book.pt"
+    book.write_text("Anna Verlin lives in Tarwick. " * 20)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    for arguments in (["inject", str(book), "--state", str(state), "--quiet"], ["ask", "Who?", "--state", str(state)]):
+        command = [sys.executable, "-m", "mplus_cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
