@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from mplus_cli.core.merged import MergedWeights, can_merge
+from mplus_cli.core.merged import MergedWeights
 
 Adapter = Literal["write", "read"]
 WRITE: Adapter = "write"
@@ -66,10 +66,10 @@ class AdapterSwitch:
     def merge(self, *adapters: Adapter) -> None:
         """From now on run these adapters merged into copies of the weights wherever no gradient is wanted.
 
-        The results agree to rounding, and the weights stay as they are. Where rounding would matter (`can_merge`)
-        nothing changes.
+        The results agree to rounding, and the weights stay as they are. Where rounding would matter (see
+        `merged.can_merge`) nothing changes, also when the model is moved to such a dtype later.
         """
-        self._merged = {a: MergedWeights(self.layers, a) for a in adapters if can_merge(self.layers, a)}
+        self._merged = {a: MergedWeights(self.layers, a) for a in adapters}
         if self.active is not None:
             self.use(self.active)
 

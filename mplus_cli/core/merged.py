@@ -27,21 +27,28 @@ class MergedWeights:
         self._forwards: list[partial] = []
 
     def forwards(self) -> list[partial]:
-        """What takes the place of each layer's `forward`."""
+        """What takes the place of each layer's `forward`; empty where merging would change the results."""
         # A move to another device or dtype keeps a parameter's version but not its storage. Parameters made in
         # inference mode have no version.
         stamp = tuple(
             (0 if p.is_inference() else p._version, p.data_ptr(), p.dtype) for source in self._sources for p in source
         )
         if stamp != self._stamp:
-            self._forwards, self._stamp = [self._forward(layer) for layer in self.layers], stamp
+            mergeable = can_merge(self.layers, self.adapter)
+            self._forwards = [self._forward(layer) for layer in self.layers] if mergeable else []
+            self._stamp = stamp
         return self._forwards
 
     def _forward(self, layer: Any) -> partial:
-        base, a, b = layer.get_base_layer(), layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
         with torch.no_grad():
-            weight = torch.addmm(base.weight.detach(), b, a, alpha=layer.scaling[self.adapter])
-        return partial(linear, weight=weight, bias=base.bias)
+            weight = merged_weight(layer, self.adapter)
+        return partial(linear, weight=weight, bias=layer.get_base_layer().bias)
+
+
+def merged_weight(layer: Any, adapter: str) -> torch.Tensor:
+    """`weight + scale * B A` of an adapted layer, [out, in]. Differentiable."""
+    pair = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+    return torch.addmm(layer.get_base_layer().weight, *pair, alpha=layer.scaling[adapter])
 
 
 def can_merge(layers: list[Any], adapter: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mplus_cli.core.adapters import Adapter
-from mplus_cli.core.merged import can_merge
+from mplus_cli.core.merged import can_merge, merged_weight
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 
 
@@ -30,10 +30,8 @@ def merged_adapter(model: MPlusForCausalLM, adapter: Adapter, unless: bool = Fal
     if unless or not can_merge(layers, adapter):
         layers = []
     for layer in layers:
-        base = layer.get_base_layer()
-        pair = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
-        weight = torch.addmm(base.weight, *pair, alpha=layer.scaling[adapter])
-        vars(layer)["forward"] = partial(F.linear, weight=weight, bias=base.bias)
+        bias = layer.get_base_layer().bias
+        vars(layer)["forward"] = partial(F.linear, weight=merged_weight(layer, adapter), bias=bias)
     try:
         yield
     finally:

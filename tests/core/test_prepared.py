@@ -94,6 +94,17 @@ def test_adapters_are_not_merged_where_that_would_change_them():
 
 
 @torch.no_grad()
+def test_a_prepared_model_that_is_moved_to_bfloat16_is_no_longer_merged(model):
+    model.prepare_for_inference(READ)
+    model(random_ids(1, 4))
+    assert replaced(model)
+    model.bfloat16()(random_ids(1, 4))
+    assert not replaced(model)
+    model.float()(random_ids(1, 4))
+    assert replaced(model)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_kernel_for_few_rows_agrees(rows, bias, monkeypatch):
