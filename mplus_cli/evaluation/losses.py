@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from mplus_cli.core.padding import left_pad
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.items import Answer, Item, Question
 from mplus_cli.evaluation.loss_texts import text_ids
-from mplus_cli.evaluation.prompting import cut_cache, left_pad
+from mplus_cli.evaluation.prompting import cut_cache
 from mplus_cli.evaluation.systems.base_model import BaseModel
 from mplus_cli.evaluation.systems.closed_book import ClosedBook
 from mplus_cli.evaluation.systems.memory_system import MemorySystem
@@ -84,7 +85,7 @@ def memory_losses(
         read = model(input_ids=opening, memory=memory, logits_to_keep=1)
         before = read.logits
         given = {
-            "attention_mask": torch.cat([torch.ones_like(opening), mask], dim=1),
+            "attention_mask": None if mask is None else torch.cat([torch.ones_like(opening), mask], dim=1),
             "past_key_values": read.past_key_values,
         }
     logits = model(input_ids=ids, **given).logits

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.loading import encode
+from mplus_cli.core.padding import left_pad
 from mplus_cli.errors import UsageError
 
 Cut = Literal["left", "middle"]
@@ -108,20 +109,6 @@ def fit(
     return ids, text, fitted
 
 
-def left_pad(
-    rows: Sequence[Sequence[int]], start: Sequence[int] = (), device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, n] with zeros before short rows, and the mask [B, n] that is 0 there.
-
-    Args:
-        start: ids in the first columns of every row, before the padding: attention does not see where it is.
-    """
-    width, front = max(len(row) for row in rows), list(start)
-    ids = torch.tensor([front + [0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(front) + [0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
 def apply_stop(raw: str, rule: str) -> str:
     """The answer in what was generated: its first line that has text (`line`), or all of it (`none`)."""
     return raw.lstrip().partition("\n")[0].strip() if rule == "line" else raw.strip()
@@ -152,7 +139,7 @@ def generate(
     if not all(len(prompt.ids) for prompt in prompts):
         raise UsageError("A prompt is empty.", "Every question needs a text to be read.")
     ids, mask = left_pad([prompt.ids for prompt in prompts], start, model.device)
-    reader = _Reader(model, mask)
+    reader = _Reader(model, torch.ones_like(ids) if mask is None else mask)
     done = kept.lend(reader, ids[0].tolist()) if kept else 0
     with prefill or nullcontext():
         logits = reader.read(ids[:, done:], **(first or {}))

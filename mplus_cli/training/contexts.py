@@ -15,6 +15,7 @@ import torch
 from mplus_cli.core.adapters import WRITE
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+from mplus_cli.core.padding import left_pad
 from mplus_cli.training.merging import merged_adapter
 from mplus_cli.training.recompute import recomputed_layers
 
@@ -84,7 +85,7 @@ def write_contexts(
                 if graded is not None and number in graded[row]:
                     before = memory.context(row) if memory.short_term.fill[row] else None
                     pending.append(_Pending(row, number, start, contexts[row][number], before))
-            ids, mask = left_padded([contexts[row][number] for row in rows])
+            ids, mask = left_pad([contexts[row][number] for row in rows])
             model.inject(ids, memory, mask, rows=rows)
             for row, start in zip(rows, starts, strict=True):
                 spans[row].append((start, memory.created_total[row]))
@@ -111,7 +112,7 @@ def _write_graded(model: MPlusForCausalLM, pending: Sequence[_Pending], recomput
         groups.setdefault((held, min(size, len(one.ids))), []).append(one)
     made: list[GradedWrite] = []
     for (held, _), members in groups.items():
-        ids, mask = left_padded([one.ids for one in members])
+        ids, mask = left_pad([one.ids for one in members])
         before = torch.stack([one.before for one in members if one.before is not None]) if held else None
         device = model.device
         with merged_adapter(model, WRITE, unless=recompute), recomputed_layers(model, recompute):
@@ -121,14 +122,3 @@ def _write_graded(model: MPlusForCausalLM, pending: Sequence[_Pending], recomput
             for one, own in zip(members, tokens, strict=True)
         ]
     return sorted(made, key=lambda write: (write.row, write.start))
-
-
-def left_padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Token ids [B, n] with padding on the left, and the mask [B, n], None where nothing is padded."""
-    width = max(len(ids) for ids in texts)
-    out = torch.zeros(len(texts), width, dtype=torch.int64)
-    mask = torch.zeros_like(out)
-    for row, ids in enumerate(texts):
-        out[row, width - len(ids) :] = torch.as_tensor(ids)
-        mask[row, width - len(ids) :] = 1
-    return out, None if bool(mask.all()) else mask

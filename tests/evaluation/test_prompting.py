@@ -7,7 +7,7 @@ import torch
 
 from mplus_cli.core.loading import encode
 from mplus_cli.errors import UsageError
-from mplus_cli.evaluation.prompting import Prompt, apply_stop, cut_text, fit, generate, left_pad
+from mplus_cli.evaluation.prompting import Prompt, apply_stop, cut_text, fit, generate
 from tests.fixtures import book, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -45,12 +45,6 @@ def test_fitting_says_when_even_no_context_fits():
     with pytest.raises(UsageError, match="A prompt of 10 tokens is longer than the window of 8"):
         fit("0123456789", lambda context: f"{context} Question?", 8, TOKENIZER)
     assert fit("0123456789", lambda context: f"{context} Question?", 10, TOKENIZER)[1] == " Question?"
-
-
-def test_padding_stands_between_the_start_and_the_prompt():
-    ids, mask = left_pad([[5, 6, 7], [8]], start=[1])
-    assert ids.tolist() == [[1, 5, 6, 7], [1, 0, 0, 8]]
-    assert mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mplus_cli.core.memory import Memory
-from mplus_cli.training.contexts import left_padded, write_contexts
+from mplus_cli.training.contexts import write_contexts
 from tests.training.helpers import documents, tiny_memory_model, tiny_recipe
 
 
@@ -43,9 +43,3 @@ def test_spans_go_on_from_what_the_memory_held(model):
     first = write_contexts(model, memory, [[[40] * 8, [41] * 9]])
     second = write_contexts(model, memory, [[[42] * 8]])
     assert first.spans == [[(0, 4), (4, 8)]] and second.spans == [[(8, 12)]]
-
-
-def test_padding_is_on_the_left():
-    ids, mask = left_padded([[5, 6, 7], [8]])
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert left_padded([[1, 2], [3, 4]])[1] is None

@@ -11,8 +11,8 @@ import torch
 
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+from mplus_cli.core.padding import left_pad
 from mplus_cli.evaluation.items import Document, Item, Question
-from mplus_cli.evaluation.prompting import left_pad
 
 ChunkIds = Callable[[Document], Sequence[Sequence[int]]]  # a document -> token ids of its chunks
 
@@ -65,7 +65,7 @@ class Walk:
             chunks = [row.pending.popleft() for row in rows]
             ids, mask = left_pad(chunks)
             numbers = [row.number for row in rows]
-            self.model.inject(ids, self.memory, None if bool(mask.all()) else mask, rows=numbers)
+            self.model.inject(ids, self.memory, mask, rows=numbers)
             seconds = (time.perf_counter() - began) / len(rows)
             for row, chunk in zip(rows, chunks, strict=True):
                 row.wrote(len(chunk), self.memory.created_total[row.number], seconds)

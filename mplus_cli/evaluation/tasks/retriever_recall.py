@@ -150,7 +150,7 @@ def _count(
     """Reads one question per row of `memory`, and counts what each retrieved."""
     import torch
 
-    from mplus_cli.evaluation.prompting import left_pad
+    from mplus_cli.core.padding import left_pad
     from mplus_cli.evaluation.tasks.told_tokens import told_counts
 
     began = time.perf_counter()
