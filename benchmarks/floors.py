@@ -25,9 +25,9 @@ from transformers import DynamicCache
 
 from mplus_cli.core.adapters import READ, WRITE
 from mplus_cli.core.allocator import keep_freed_memory
-from mplus_cli.evaluation.machine import machine
 from mplus_cli.evaluation.plots import COLOURS, new_figure, save
 from mplus_cli.evaluation.systems.base_model import backbone
+from mplus_cli.machine import machine
 
 STORED = (0, 10_000, 50_000, 150_000)
 # What is to be reached: a share of the bare decoder's rate, or a multiple of its time.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mplus_cli"
-LEAVES = {"config", "console", "errors"}
+LEAVES = {"config", "console", "errors", "machine", "__version__"}
 TOP = {"commands", "cli", "__main__"}
 CORE_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "numpy"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -103,7 +103,7 @@ def _estimate(plan: Plan, gpu: Gpu | None) -> None:
 
 
 def _measure(plan: Plan, cells: list[Planned], compare_paper: bool) -> None:
-    from mplus_cli.evaluation.machine import machine
+    from mplus_cli.machine import machine
     from mplus_cli.profiling.report import all_tables, as_json, notes, write
     from mplus_cli.profiling.results import Results
     from mplus_cli.profiling.running import failed, run

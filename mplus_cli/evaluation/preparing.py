@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.items import Item
-from mplus_cli.evaluation.machine import machine, versions
 from mplus_cli.evaluation.request import AskedSystem, AskedTask, Plan, Request
 from mplus_cli.evaluation.runs import Pair, items_sha256, pair_folder, sample_ids
 from mplus_cli.evaluation.system import System, SystemSettings
 from mplus_cli.evaluation.task import Task, TaskSettings
+from mplus_cli.machine import MODEL_PACKAGES, machine, versions
 
 if TYPE_CHECKING:
     from mplus_cli.inference.models import LoadedModel
@@ -93,7 +93,7 @@ def begin(request: Request, jobs: Sequence[Job], loaded: LoadedModel, command: S
         "batch": request.batch,
         "processes": request.processes or 1,
         "device": str(loaded.placement.device),
-        "versions": versions(),
+        "versions": versions(*MODEL_PACKAGES),
         "machine": machine(),
     }
     for job in jobs:

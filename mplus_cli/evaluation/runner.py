@@ -10,10 +10,10 @@ from typing import Any
 from mplus_cli.errors import MPlusError, is_out_of_memory
 from mplus_cli.evaluation import predictions
 from mplus_cli.evaluation.items import Answer, Item
-from mplus_cli.evaluation.machine import PeakMemory
 from mplus_cli.evaluation.preparing import Job, begin, prepare
 from mplus_cli.evaluation.request import Plan, Request
 from mplus_cli.inference.models import LoadedModel, load_model
+from mplus_cli.machine import PeakMemory
 
 SMALL_MODEL, SMALL_BATCH = 100_000_000, 16  # parameters, items
 Show = Callable[[int, int, str], None]  # samples done, of how many, what is running

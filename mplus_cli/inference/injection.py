@@ -24,7 +24,7 @@ from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.data.chunking import Chunk, chunks
 from mplus_cli.data.sources import Source
-from mplus_cli.inference.devices import resident_memory
+from mplus_cli.machine import resident_memory
 
 if TYPE_CHECKING:
     from mplus_cli.core.state.memory_state import MemoryState

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mplus_cli.evaluation.machine import PeakMemory
-from mplus_cli.inference.devices import resident_memory
+from mplus_cli.machine import PeakMemory, resident_memory
 from mplus_cli.profiling.breakdown import breakdown
 from mplus_cli.profiling.estimate import Cell
 from mplus_cli.profiling.loading import ModelChoice, load, text_subject

@@ -14,9 +14,10 @@ from mplus_cli.console import size
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.published_layout import convert_config, is_published
 from mplus_cli.errors import CheckpointError, UsageError
-from mplus_cli.inference.devices import Placement, choose_placement, host_memory
+from mplus_cli.inference.devices import Placement, choose_placement
 from mplus_cli.inference.locate import model_folder
 from mplus_cli.inference.models import MERGED_WEIGHTS
+from mplus_cli.machine import host_memory
 from mplus_cli.profiling.configurations import CONFIGURATIONS, configuration_of, known_configuration
 from mplus_cli.profiling.estimate import Cell, estimate, positions
 from mplus_cli.profiling.gpus import Gpu

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mplus_cli.errors import MPlusError, UsageError
-from mplus_cli.evaluation.machine import machine, versions
+from mplus_cli.machine import MODEL_PACKAGES, machine, versions
 from mplus_cli.profiling.cells import FAILED, OK, OOM, REFUSED, run_cell
 from mplus_cli.profiling.planning import Plan, Planned
 from mplus_cli.profiling.results import Results
@@ -53,7 +53,7 @@ def run(plan: Plan, cells: list[Planned], results: Results, show: Show, warn: Ca
         warn(f"{results.damaged} damaged lines of {results.folder} are left out; their cells are measured again")
     results.folder.mkdir(parents=True, exist_ok=True)
     plan.request.save()
-    session = {"command": ["mplus", *sys.argv[1:]], "versions": versions(), "machine": machine()}
+    session = {"command": ["mplus", *sys.argv[1:]], "versions": versions(*MODEL_PACKAGES), "machine": machine()}
     results.begin(plan.facts, session)
     left = [one for one in cells if not results.done(one.cell.key)]
     done = len(cells) - len(left)

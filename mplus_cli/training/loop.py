@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mplus_cli.machine import peak_bytes
 from mplus_cli.training.checkpoints import Checkpoints
 from mplus_cli.training.engine import Engine
 from mplus_cli.training.guards import GradientWatch, check_finite, check_frozen, frozen_checksums
@@ -14,7 +15,7 @@ from mplus_cli.training.processes import Processes
 from mplus_cli.training.recipe import Recipe
 from mplus_cli.training.run_dir import RunDirectory
 from mplus_cli.training.schedule import base_rate
-from mplus_cli.training.status import WorkCounter, peak_bytes, peak_flops
+from mplus_cli.training.status import WorkCounter, peak_flops
 from mplus_cli.training.validation import validation_loss
 
 if TYPE_CHECKING:

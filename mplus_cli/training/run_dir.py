@@ -10,23 +10,19 @@ curves.png         summary.json                    tensorboard/    by option
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mplus_cli import __version__
 from mplus_cli.config import read_yaml, to_yaml
 from mplus_cli.errors import UsageError
+from mplus_cli.machine import MODEL_PACKAGES, machine, versions
 from mplus_cli.training.disk import write_json, write_text
 from mplus_cli.training.recipe import Recipe, as_mapping, deepspeed_file, recipe_from
 
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "numpy")
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it lasts and what is kept and shown of it, not what it has learned from.
 CHANGEABLE = ("steps", "checkpoint", "logging")
@@ -142,17 +138,9 @@ class RunDirectory:
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
     """Versions, machine and command of this run; nothing of it is needed to resume."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
-        "mplus": __version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
+        **versions(*MODEL_PACKAGES),
+        **machine(),
         "command": list(command) or sys.argv,
         "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from mplus_cli.machine import peak_bytes
 from mplus_cli.training.guards import digest
 from mplus_cli.training.random_state import random_state, set_random_state
 from mplus_cli.training.resuming import Request
-from mplus_cli.training.status import WorkCounter, peak_bytes, peak_flops
+from mplus_cli.training.status import WorkCounter, peak_flops
 from tests.training.runs import save_recipe, train_here
 
 

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from mplus_cli.console import size
-from mplus_cli.data.building.manifest import MANIFEST, Manifest, Shard, Source, Tokenizer, now, versions
+from mplus_cli.data.building.manifest import MANIFEST, Manifest, Shard, Source, Tokenizer, now
 from mplus_cli.data.building.shards import atomic_write, file_sha256, write_rows
 from mplus_cli.errors import UsageError
+from mplus_cli.machine import versions
 
 try:
     import fcntl

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mplus_cli import __version__
 from mplus_cli.data.building.shards import atomic_write, file_sha256
 from mplus_cli.errors import UsageError
 
@@ -148,17 +145,6 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged: {error}.") from error
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of mplus, Python and the given packages, for `Manifest.created`."""
-    found = {"mplus": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def now() -> str:
