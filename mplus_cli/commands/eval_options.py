@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from mplus_cli.commands import options
 from mplus_cli.errors import UsageError
 
 _FLAGS = {"--json", "--quiet", "-q", "--verbose", "-v"}
@@ -53,10 +54,7 @@ SystemsOption = Annotated[
         rich_help_panel=ASKED,
     ),
 ]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Folder or hub id. Default: the bundled model.", rich_help_panel=ASKED),
-]
+ModelOption = Annotated[str | None, options.model_option(panel=ASKED)]
 BaseModelOption = Annotated[
     str | None,
     typer.Option(
@@ -85,10 +83,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of every task that has it.", rich_help_panel=ASKED),
 ]
-OffloadOption = Annotated[
-    bool,
-    typer.Option("--offload", help="Keep short-term memory on the host too (mplus, memoryllm).", rich_help_panel=ASKED),
-]
+OffloadOption = Annotated[bool, options.offload_option(ASKED)]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.", rich_help_panel=HOW)]
 ResumeOption = Annotated[
     bool,
@@ -102,22 +97,9 @@ BatchOption = Annotated[
         "--batch", "-b", min=1, help="Items at a time. Default: 16 for small models, else 1.", rich_help_panel=HOW
     ),
 ]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:N or mps. Default: the best there is.", rich_help_panel=HOW),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype", help="float32, bfloat16 or float16. Default: what suits the device.", rich_help_panel=ASKED
-    ),
-]
-QuantizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize", metavar="BITS", help="The model's weights in less space: int8 or int4.", rich_help_panel=ASKED
-    ),
-]
+DeviceOption = Annotated[str | None, options.device_option(HOW)]
+DtypeOption = Annotated[str | None, options.dtype_option(ASKED)]
+QuantizeOption = Annotated[str | None, options.quantize_option(ASKED)]
 GpusOption = Annotated[
     int | None,
     typer.Option(

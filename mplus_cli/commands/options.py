@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,28 +42,45 @@ VerboseFlag = Annotated[
     ),
 ]
 
+
+def model_option(help: str = "Folder or hub id. Default: the bundled model.", panel: str | None = None) -> Any:
+    """`--model`, in the panel where a command's help shows it."""
+    return typer.Option("--model", "-m", help=help, rich_help_panel=panel)
+
+
+def device_option(panel: str | None = None) -> Any:
+    """`--device`."""
+    return typer.Option("--device", help="cpu, cuda, cuda:N or mps. Default: the best there is.", rich_help_panel=panel)
+
+
+def dtype_option(panel: str | None = None) -> Any:
+    """`--dtype`."""
+    text = "float32, bfloat16 or float16. Default: what suits the device."
+    return typer.Option("--dtype", help=text, rich_help_panel=panel)
+
+
+def quantize_option(panel: str | None = None) -> Any:
+    """`--quantize`."""
+    text = "Weights of the backbone in less space: int8 or int4."
+    return typer.Option("--quantize", metavar="BITS", help=text, rich_help_panel=panel)
+
+
+def offload_option(panel: str | None = None) -> Any:
+    """`--offload` of commands that take several systems."""
+    text = "Keep short-term memory on the host too (mplus, memoryllm)."
+    return typer.Option("--offload", help=text, rich_help_panel=panel)
+
+
 StateOption = Annotated[
     Path | None,
     typer.Option("--state", "-s", help="Memory file. Default: $MPLUS_STATE, else the one last injected into."),
 ]
 ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="Folder or hub id of a model. Default: the one the state names, else the bundled one."
-    ),
+    str | None, model_option("Folder or hub id of a model. Default: the one the state names, else the bundled one.")
 ]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:N or mps. Default: the best there is."),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", help="float32, bfloat16 or float16. Default: what suits the device."),
-]
-QuantizeOption = Annotated[
-    str | None,
-    typer.Option("--quantize", metavar="BITS", help="Weights of the backbone in less space: int8 or int4."),
-]
+DeviceOption = Annotated[str | None, device_option()]
+DtypeOption = Annotated[str | None, dtype_option()]
+QuantizeOption = Annotated[str | None, quantize_option()]
 LtmDtypeOption = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mplus_cli.commands import options
+
 WHAT, HOW, SHOWN = "What is measured", "How", "What is shown"
 
 LengthsOption = Annotated[
@@ -25,10 +27,7 @@ SystemsOption = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Folder or hub id. Default: the bundled model.", rich_help_panel=WHAT),
-]
+ModelOption = Annotated[str | None, options.model_option(panel=WHAT)]
 RandomOption = Annotated[
     str | None,
     typer.Option(
@@ -39,10 +38,7 @@ RandomOption = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
-OffloadOption = Annotated[
-    bool,
-    typer.Option("--offload", help="Keep short-term memory on the host too (mplus, memoryllm).", rich_help_panel=WHAT),
-]
+OffloadOption = Annotated[bool, options.offload_option(WHAT)]
 PromptOption = Annotated[
     int | None,
     typer.Option(
@@ -69,14 +65,8 @@ AdaptersOption = Annotated[
         rich_help_panel=HOW,
     ),
 ]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:N or mps. Default: the best there is.", rich_help_panel=HOW),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", help="float32, bfloat16 or float16. Default: what suits the device.", rich_help_panel=HOW),
-]
+DeviceOption = Annotated[str | None, options.device_option(HOW)]
+DtypeOption = Annotated[str | None, options.dtype_option(HOW)]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads on a CPU. Default: what suits.", rich_help_panel=HOW)
 ]

@@ -12,6 +12,7 @@ memory, long-term memory and the file hold the same number, and a memory that wa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -62,7 +63,7 @@ class ValueCodec:
         return rows if self.stored == self.dtype else self.decode(self.encode(rows))
 
 
-class ScaledCodec(ValueCodec):
+class ScaledCodec(ValueCodec, ABC):
     """Codes of one byte and a power of two per row: the least with which the row's largest entry is in range.
 
     `fraction` and `shift` say which that is: with absmax = m * 2 ** k, 1/2 <= m < 1, the exponent of the scale is
@@ -96,17 +97,21 @@ class ScaledCodec(ValueCodec):
             rows = rows.clamp(-most, most)
         return rows.to(self.dtype)
 
+    @abstractmethod
     def _codes(self, scaled: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Scaled rows [..., d] as codes of `stored`."""
 
+    @abstractmethod
     def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """What codes [..., d] stand for, before the scale."""
 
+    @abstractmethod
     def _scale_byte(self, exponent: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Exponents [..., 1] as elements of `stored`."""
 
+    @abstractmethod
     def _exponent(self, byte: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """int32 exponents [..., 1] of such elements."""
 
 
 class Int8Codec(ScaledCodec):
