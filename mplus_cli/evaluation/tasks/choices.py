@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LETTERS = "ABCDEFGH"
-_LEADING = re.compile(
-    r"\W*(?:(?:the|correct|right|answer|option|choice|event|letter|is|it)\W+)*\(?([a-h])\b(?![’'])", re.IGNORECASE
-)
+_NAMING = r"option|choice|event|letter|passage|segment|text"
+_LEADING = re.compile(rf"\W*(?:(?:the|correct|right|answer|is|it|{_NAMING})\W+)*\(?([a-h])\b(?![’'])", re.IGNORECASE)
+_NAMED = re.compile(rf"\b(?:{_NAMING})\W+$", re.IGNORECASE)
 
 
 def lettered(options: Sequence[str]) -> str:
@@ -18,17 +18,17 @@ def lettered(options: Sequence[str]) -> str:
 
 
 def letter(text: str, count: int) -> str | None:
-    """The letter that an answer gives, of the first `count`; None where it gives none. "The answer is B." is B.
+    """The letter that an answer gives, of the first `count`; None where it gives none. "Passage A comes first" is A.
 
-    A letter in lower case counts where nothing but the letter is there: "a man" is no answer A.
+    A letter in lower case counts where nothing but the letter is there, and `A` is an article before a word in lower
+    case, unless a word such as "option" names it: "a man" and "A man" are no answer A.
     """
     found = _LEADING.match(text)
     if found is None:
         return None
-    given, rest = found.group(1), text[found.end() :].strip(" .):\n")
-    if given.islower() and rest:
-        return None
-    if given == "A" and re.match(r"\s+[a-z]", text[found.end() :]):  # the article
+    given, rest = found.group(1), text[found.end() :]
+    article = given == "A" and re.match(r"\s+[a-z]", rest)
+    if (article or given.islower() and rest.strip(" .):\n\"'")) and not _NAMED.search(text[: found.start(1)]):
         return None
     return given.upper() if given.upper() in LETTERS[:count] else None
 

@@ -64,7 +64,7 @@ class LongBookEventQA(Task):
         "chance": choices.chance,
         "cut_away": cut_away,
     }
-    metric_version = "letter of the answer, likeliest option, 1"
+    metric_version = "letter of the answer, likeliest option, 2"
 
     def items(self, settings: TaskSettings) -> Iterator[Item]:
         """Novels in the order of the build; a limit counts novels."""

@@ -12,25 +12,20 @@ same without long-term memory; `window` and `full` read as much of the text befo
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from mplus_cli.config import Range
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation import plots
-from mplus_cli.evaluation.items import Answer, Document, Item, Question
+from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.loss_texts import passages
-from mplus_cli.evaluation.metrics import measured
-from mplus_cli.evaluation.task import SystemResults, Task, TaskSettings
-from mplus_cli.evaluation.tasks.loss_systems import check_system
-
-if TYPE_CHECKING:
-    from mplus_cli.evaluation.system import System
+from mplus_cli.evaluation.task import SystemResults, TaskSettings
+from mplus_cli.evaluation.tasks.loss_task import LossTask
 
 LENGTH = 65_536
 
@@ -54,18 +49,11 @@ class Options:
     lead: Annotated[int, Range(low=0)] = 0
 
 
-class LongdocLoss(Task):
+class LongdocLoss(LossTask):
     """Loss by position. `position` is the number of tokens before what is measured, `block` the middle of its part."""
 
     name, options_class, group_by = "longdoc-loss", Options, ("block",)
-    metrics: ClassVar = {
-        "nll": measured("nll"),
-        "perplexity": measured("nll"),
-        "bits_per_byte": measured("bits_per_byte"),
-    }
-    transforms: ClassVar = {"perplexity": math.exp}
     metric_version = "mean over places of the loss per token, all tokens of a place but the first, 1"
-    measures = True
     default_limit = 8
 
     def items(self, settings: TaskSettings) -> Iterator[Item]:
@@ -104,21 +92,9 @@ class LongdocLoss(Task):
             documents = tuple(Document(piece, passage.text) for piece in passage.pieces)
             yield Item(f"text-{number}", documents, questions, metadata)
 
-    def check(self, system: System) -> None:
-        """See `Task.check`.
-
-        Raises:
-            UsageError: the system has no loss of a text.
-        """
-        check_system(self.name, system)
-
-    def measure(self, system: System, items: Sequence[Item]) -> Iterator[Answer]:
-        """See `Task.measure`."""
-        from mplus_cli.evaluation.losses import measure
-
-        self.check(system)
-        lead = items[0].metadata["lead"] if items else 0
-        return measure(system, items, _measured, lead)
+    def pieces(self, item: Item, question: Question) -> list[str]:
+        """See `LossTask.pieces`."""
+        return [each.text for each in item.documents[question.after : question.after + item.metadata["ahead"]]]
 
     def plot(self, results: Sequence[SystemResults], folder: Path) -> list[Path]:
         """Loss against position: means over blocks with their intervals, and behind them those of single places."""
@@ -157,7 +133,3 @@ def by_position(samples: Sequence[Any]) -> list[tuple[float, float]]:
     return [
         (sum(p for p, _ in at) / len(at), sum(loss for _, loss in at) / len(at)) for _, at in sorted(places.items())
     ]
-
-
-def _measured(item: Item, question: Question) -> list[str]:
-    return [each.text for each in item.documents[question.after : question.after + item.metadata["ahead"]]]

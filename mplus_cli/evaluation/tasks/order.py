@@ -10,7 +10,6 @@ a given number of tokens apart; one pass over the excerpt serves all of them.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.haystack import Haystack, Sentence, find_book, join, passes
 from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.task import Task, TaskSettings
+from mplus_cli.evaluation.tasks import choices
 
 _CHUNKS = 32  # of an excerpt, where no length is given
 _PARTS = (16, 8, 4, 2)  # of an excerpt that a pair lies apart
 _TRIES = 200
 _ASKED = "Which of the two passages comes first in the text, A or B?"
-_ANSWER = re.compile(r"\W*(?:(?:the|passage|segment|text|answer|option|is|it)\W+)*\(?([ab])\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,39 +48,16 @@ class Options:
     book: str | None = None
 
 
-def letter(text: str) -> str | None:
-    """The answer's choice, A or B; None where it makes none. "Passage B comes first" is B."""
-    found = _ANSWER.match(text)
-    return found.group(1).upper() if found else None
-
-
-def accuracy(sample: Mapping[str, Any], references: Sequence[str]) -> float | None:
-    """1 for the right letter; no letter is wrong."""
-    return float(letter(sample["text"]) in references)
-
-
-def preference(sample: Mapping[str, Any], references: Sequence[str]) -> float | None:
-    """1 where the right letter is likelier than the other, whatever was generated; half for a tie."""
-    likelihoods = sample["extra"].get("option_logprobs")
-    if not likelihoods:
-        return None
-    given = dict(zip((option.strip() for option in sample["options"]), likelihoods, strict=True))
-    right = given[references[0]]
-    wrong = max(value for option, value in given.items() if option != references[0])
-    return 0.5 if right == wrong else float(right > wrong)
-
-
-def answered(sample: Mapping[str, Any], references: Sequence[str]) -> float | None:
-    """1 where a letter was given at all."""
-    return float(letter(sample["text"]) is not None)
-
-
 class Order(Task):
     """Which of two passages of a book came first."""
 
     name, options_class, group_by = "order", Options, ("distance",)
-    metrics: ClassVar = {"accuracy": accuracy, "preference": preference, "answered": answered}
-    metric_version = "letter of the answer, 1"
+    metrics: ClassVar = {
+        "accuracy": choices.accuracy,
+        "by_likelihood": choices.by_likelihood,
+        "answered": choices.answered,
+    }
+    metric_version = "letter of the answer, likeliest option, 2"
     default_limit = 20
 
     def items(self, settings: TaskSettings) -> Iterator[Item]:
@@ -112,6 +88,7 @@ def _item(number: int, haystack: Haystack, length: int, distances: Sequence[int]
         for pair in range(options.pairs):
             first, second, apart, after = _pair(sentences, distance, options.words, rng)
             metadata = {
+                "choices": 2,
                 "distance": distance,
                 "tokens_apart": apart,
                 "distance_tokens": after,

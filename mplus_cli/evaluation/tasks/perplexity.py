@@ -14,28 +14,24 @@ perplexity what can only be the former. `bits_per_byte` compares models with oth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from mplus_cli.config import Range
 from mplus_cli.data.sources import read_source
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation import plots
-from mplus_cli.evaluation.items import Answer, Document, Item, Question
+from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.loss_texts import GENERATED, generated, passages
-from mplus_cli.evaluation.metrics import measured
-from mplus_cli.evaluation.task import SystemResults, Task, TaskSettings
+from mplus_cli.evaluation.task import SystemResults, TaskSettings
 from mplus_cli.evaluation.tasks.chronicle_stream import cut
-from mplus_cli.evaluation.tasks.loss_systems import check_system
+from mplus_cli.evaluation.tasks.loss_task import LossTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from mplus_cli.evaluation.system import System
 
 CHUNKS = 4  # of a text where no length is given: 2,048 tokens in chunks of 512, as in the paper
 _UNRELATED_SEED = 65_000_000
@@ -62,18 +58,12 @@ class Options:
     lead: Annotated[int, Range(low=0)] = 0
 
 
-class Perplexity(Task):
+class Perplexity(LossTask):
     """Loss of short texts with unrelated memory and with none. Every metric is a mean over texts."""
 
     name, options_class, group_by = "perplexity", Options, ("memory",)
-    metrics: ClassVar = {
-        "nll": measured("nll"),
-        "perplexity": measured("nll"),
-        "bits_per_byte": measured("bits_per_byte"),
-    }
-    transforms: ClassVar = {"perplexity": math.exp}
     metric_version = "mean over texts of the loss per token, all tokens but the first, 1"
-    measures = True
+    bare = True
 
     def items(self, settings: TaskSettings) -> Iterator[Item]:
         """A text per item, asked for with each memory."""
@@ -102,21 +92,9 @@ class Perplexity(Task):
             }
             yield Item(f"text-{number}", (Document(other, source),), questions, metadata)
 
-    def check(self, system: System) -> None:
-        """See `Task.check`.
-
-        Raises:
-            UsageError: the system has no loss of a text.
-        """
-        check_system(self.name, system)
-
-    def measure(self, system: System, items: Sequence[Item]) -> Iterator[Answer]:
-        """See `Task.measure`."""
-        from mplus_cli.evaluation.losses import measure
-
-        self.check(system)
-        lead = items[0].metadata["lead"] if items else 0
-        return measure(system, items, lambda item, question: [question.prompt], lead, bare=True)
+    def pieces(self, item: Item, question: Question) -> list[str]:
+        """See `LossTask.pieces`."""
+        return [question.prompt]
 
     def plot(self, results: Sequence[SystemResults], folder: Path) -> list[Path]:
         """Bars: loss of every system with each memory."""

@@ -13,7 +13,6 @@ from mplus_cli.data.building import iter_rows
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.data_folder import data_folder
 from mplus_cli.evaluation.long_input import long_input
-from mplus_cli.evaluation.tasks import choices
 from mplus_cli.evaluation.tasks.longbook import part, spread
 from mplus_cli.evaluation.tasks.longbook_event_qa import LongBookEventQA
 from mplus_cli.evaluation.tasks.longbook_qa import LongBookQA
@@ -256,54 +255,6 @@ def test_a_real_build_end_to_end(build, model_folder: Path, tmp_path: Path):
     assert 0 <= results.results["scores"]["by_likelihood"]["mean"] <= 1
     (path,) = task.plot([results], tmp_path)
     assert path.name == "longbook-event-qa.png" and is_png(path)
-
-
-# -- letters --
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("B", "B"),
-        (" F.", "F"),
-        ("(c)", "C"),
-        ("d", "D"),
-        ("B. The miller leaves", "B"),
-        ("A: he leaves", "A"),
-        ("the correct answer is E", "E"),
-        ("Option D", "D"),
-        ("A man leaves", None),
-        ("a man leaves", None),
-        ("G", None),
-        ("I think B", None),
-        ("Because", None),
-        ("", None),
-        ("B's reason", None),
-    ],
-)
-def test_the_letter_of_an_answer(text, found):
-    assert choices.letter(text, 6) == found
-
-
-def test_right_letters_and_likeliest_options():
-    sample = {"text": "B", "metadata": {"choices": 3}, "extra": {"option_logprobs": [-2.0, -1.0, -1.0]}, "options": []}
-    assert choices.accuracy(sample, ("B",)) == 1.0 and choices.accuracy(sample, ("C",)) == 0.0
-    assert choices.by_likelihood(sample, ("B",)) == choices.by_likelihood(sample, ("C",)) == 0.5
-    assert choices.by_likelihood(sample, ("A",)) == 0.0 and choices.chance(sample, ("A",)) == pytest.approx(1 / 3)
-    assert choices.answered(sample, ("A",)) == 1.0 and choices.answered(sample | {"text": "x"}, ("A",)) == 0.0
-    assert choices.by_likelihood(sample | {"extra": {}}, ("A",)) is None
-
-
-def test_sentences_are_compared_by_their_likelihood_per_character():
-    metadata = {"choices": 2, "letters": False}
-    sample = {
-        "text": "B",
-        "metadata": metadata,
-        "extra": {"option_logprobs": [-10.0, -12.0]},
-        "options": ["x" * 5, "y" * 20],
-    }
-    assert choices.by_likelihood(sample, ("B",)) == 1.0 and choices.by_likelihood(sample, ("A",)) == 0.0
-    assert choices.accuracy(sample, ("B",)) is None and choices.answered(sample, ("B",)) is None
 
 
 def test_curves_of_a_system_that_knows_the_beginning(build, tmp_path):

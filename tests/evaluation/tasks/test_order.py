@@ -9,7 +9,7 @@ import pytest
 
 from mplus_cli.core.loading import encode
 from mplus_cli.errors import UsageError
-from mplus_cli.evaluation.tasks.order import Order, accuracy, answered, letter, preference
+from mplus_cli.evaluation.tasks.order import Order
 from tests.evaluation.helpers import evaluate
 from tests.evaluation.tasks.helpers import task_settings
 from tests.fixtures import byte_tokenizer
@@ -70,39 +70,6 @@ def test_impossible_settings_are_refused(tmp_path: Path):
     (tmp_path / "short.txt").write_text("A short book. It ends here.")
     with pytest.raises(UsageError, match=r"short\.txt is shorter than 2000 tokens"):
         items(f"book={tmp_path / 'short.txt'}", length=2_000)
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("A", "A"),
-        ("B.", "B"),
-        (" b", "B"),
-        ("(A)", "A"),
-        ("Passage B comes first", "B"),
-        ("The passage A", "A"),
-        ("Answer: B", "B"),
-        ('"A"', "A"),
-        ("Because B", None),
-        ("apple", None),
-        ("", None),
-        ("I do not know", None),
-    ],
-)
-def test_letters(text, choice):
-    assert letter(text) == choice
-    assert accuracy({"text": text}, ["A"]) == float(choice == "A")
-    assert answered({"text": text}, ["A"]) == float(choice is not None)
-
-
-def test_preference_is_the_likelier_option_and_knows_ties():
-    def sample(*likelihoods):
-        return {"text": "", "options": [" A", " B"], "extra": {"option_logprobs": list(likelihoods)}}
-
-    assert preference(sample(-1.0, -2.0), ["A"]) == 1.0
-    assert preference(sample(-1.0, -2.0), ["B"]) == 0.0
-    assert preference(sample(-1.0, -1.0), ["B"]) == 0.5
-    assert preference({"options": [], "extra": {}}, ["A"]) is None
 
 
 def test_it_runs_and_the_options_are_weighed(model_folder: Path, tmp_path: Path):
