@@ -64,6 +64,9 @@ def chronicle(
     ] = 0.2,
     filler: Annotated[float, typer.Option("--filler", min=0, help="Sentences around each fact.")] = 1.0,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts about each person.")] = 3,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Short one-word names, two wordings and one question form of each fact.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Only so many first chronicles of each split: a trial.")
     ] = None,
@@ -85,6 +88,7 @@ def chronicle(
         two_passage_rate=two_passage_rate,
         filler=filler,
         facts_per_person=facts,
+        plain=plain,
         tokenizer=tokenizer,
         seed=seed,
     )

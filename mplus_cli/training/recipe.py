@@ -120,6 +120,7 @@ class QuestionSettings:
             rows; which stretch of a longer document is drawn too.
         help, help_until: probability at step 0, falling linearly to 0 at step `help_until`, that the long-term tokens
             of the asked context are retrieved whatever their score.
+        lend_stores: probability that in a step every row also finds the long-term memories of the batch's other rows.
     """
 
     share: Share = 0.0
@@ -128,6 +129,7 @@ class QuestionSettings:
     fewest_contexts: Count = 1
     help: Share = 0.0
     help_until: Whole = 0
+    lend_stores: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

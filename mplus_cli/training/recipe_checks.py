@@ -104,6 +104,8 @@ def _tasks(recipe: Recipe) -> list[str]:
             problems.append("tasks.max_contexts: the steps must grow")
     if tasks.copying.shortest > tasks.copying.longest or tasks.copying.longest >= tasks.copying.length:
         problems.append("tasks.copying: shortest <= longest < length must hold")
+    if tasks.questions.lend_stores and STAGES[recipe.stage].memories != "both":
+        problems.append(f"tasks.questions.lend_stores: stage {recipe.stage} has no long-term memory to lend")
     if STAGES[recipe.stage].memories == "none":
         if ours < 1 and tasks.full_context < 1:
             problems.append("tasks.full_context: stage base has no memory, so it must be 1 (what the others leave)")

@@ -27,7 +27,7 @@ def test_every_shipped_recipe_parses_and_reads_back(name):
 
 def test_all_stages_are_shipped_twice():
     assert set(shipped_recipes()) == {f"stage{n}" for n in (1, 2, 3)} | {
-        f"default/{name}" for name in ("base", "stage1", "stage2", "stage3")
+        f"default/{name}" for name in ("base_bare", "base", "stage1", "stage2", "stage3")
     }
 
 
@@ -117,6 +117,7 @@ def test_everything_wrong_at_once(tmp_path):
         (3, ["loss.reaches_model=true"], "only with loss.retriever contrastive"),
         (2, ["loss.retriever=published"], "not among the groups that train"),
         (1, ["optimizer.warmup_steps=2000000"], "must not exceed steps"),
+        (2, ["tasks.questions.lend_stores=0.5"], "stage 2 has no long-term memory to lend"),
     ],
 )
 def test_contradictions_are_refused(stage, overrides, message):
@@ -126,7 +127,10 @@ def test_contradictions_are_refused(stage, overrides, message):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["tasks.questions.share=0.1"], "no memory to ask"), (["tasks.full_context=0.5"], "must be 1")],
+    [
+        (["tasks.in_context.share=0.5", "tasks.questions.share=0.1"], "no memory to ask"),
+        (["tasks.in_context.share=0.5", "tasks.full_context=0.5"], "must be 1"),
+    ],
 )
 def test_the_base_stage_has_no_memory(overrides, message):
     with pytest.raises(UsageError, match=message):

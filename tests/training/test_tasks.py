@@ -319,6 +319,20 @@ def test_help_finds_what_is_asked_and_does_not_count_as_recall():
     assert losses[0] != losses[1]
 
 
+def test_with_lent_stores_the_same_questions_are_searched_for_among_more():
+    """The memories themselves, and what the writes learn from, stay as they are."""
+    parts = []
+    for share in (0.0, 1.0):
+        questions = {"questions": {"share": 1.0, "per_memory": 3, "rebuild": 0.0, "lend_stores": share}}
+        runner = question_runner(tasks=questions, memory={"retrieval_budget": 4})
+        parts.append(runner.run(0, documents(2, 9, questions=1), draw("questions")).parts)
+        held = [len(store) for store in runner.rows.memory.long_term]
+        assert held == [20, 20]
+    chance = [one["recall"] / one["recall_over_chance"] for one in parts]
+    assert chance[1].item() == pytest.approx(chance[0].item() / 2)
+    assert parts[1]["retriever"] > parts[0]["retriever"]
+
+
 def test_questions_without_any_are_refused_by_name():
     with pytest.raises(MaskedBatchError, match="document-0-0, document-0-1"):
         question_runner().run(0, documents(2, 3), draw("questions"))

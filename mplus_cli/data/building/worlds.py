@@ -25,6 +25,13 @@ from mplus_cli.data.chronicle.names import SPLITS
 from mplus_cli.errors import UsageError
 
 _SHARD_CHARACTERS = 5_000_000
+_PLAIN: dict[str, Any] = {
+    "syllables": (2,),
+    "family_names": False,
+    "first_name_rate": 0.0,
+    "wordings": 2,
+    "question_forms": 1,
+}
 _SUMMED = ("two_passage_questions", "facts", "moves", "characters", "tokens")
 
 
@@ -36,6 +43,7 @@ class Worlds:
         train, test: number of chronicles; their names come from disjoint spaces.
         characters: least length of each; a chronicle ends with a chapter.
         move_rate, two_passage_rate, filler, facts_per_person: see `ChronicleConfig`.
+        plain: one-word names of two syllables, always in full; two wordings and one question form of each kind.
         tokenizer: to count tokens with, or None.
     """
 
@@ -46,6 +54,7 @@ class Worlds:
     two_passage_rate: float = 0.2
     filler: float = 1.0
     facts_per_person: int = 3
+    plain: bool = False
     tokenizer: str | None = None
     seed: int = 0
 
@@ -60,6 +69,7 @@ class Worlds:
             two_passage_rate=self.two_passage_rate,
             filler=self.filler,
             facts_per_person=self.facts_per_person,
+            **(_PLAIN if self.plain else {}),
         )
 
     def shards(self) -> list[tuple[str, int, range]]:

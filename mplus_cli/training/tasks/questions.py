@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from mplus_cli.training.contexts import Written, write_contexts
+from mplus_cli.training.lending import lent_stores
 from mplus_cli.training.losses import IGNORE, MaskedBatchError
 from mplus_cli.training.tasks.multi_chunk import choose_graded
 from mplus_cli.training.tasks.reading import Text, behind_tokens, read_memory, text_losses
@@ -57,7 +59,9 @@ class Questions:
         ]
         if not texts:
             raise MaskedBatchError([one.id for one in stretches])
-        outcome = read_memory(work, texts, written.graded, train_retriever=True, help=work.draw.help)
+        lend = settings.lend_stores > 0 and work.rng.random() < settings.lend_stores
+        with lent_stores(work.memory) if lend else nullcontext():
+            outcome = read_memory(work, texts, written.graded, train_retriever=True, help=work.draw.help)
         outcome.tokens += sum(len(ids) for one in stretches for ids in one.contexts)
         if written.graded and settings.rebuild:
             self._rebuild(work, stretches, written, outcome)
