@@ -79,7 +79,7 @@ def longest_contexts(stage: str) -> str:
 
 
 def recipe_file(stage: str) -> Path:
-    return ROOT / "recipes" / "default" / (f"{stage}.yaml" if stage == "base" else f"stage{stage}.yaml")
+    return ROOT / "recipes" / "default" / ("base_bare.yaml" if stage == "base" else f"stage{stage}.yaml")
 
 
 def run(stage: str, changes: list[str], out: Path, processes: int, threads: int) -> list[dict[str, Any]]:
@@ -118,9 +118,10 @@ def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measure_upkeep(arguments: list[str]) -> None:
     """Run `mplus` in this process and note per step what was spent on keeping memories: writing into short-term and
-    long-term memory, making retrieval keys, refreshing them, beginning anew."""
+    long-term memory, making retrieval keys, refreshing them, lending stores, beginning anew."""
     from mplus_cli import cli
     from mplus_cli.core.memory import Memory
+    from mplus_cli.training import lending
     from mplus_cli.training.journal import Journal
     from mplus_cli.training.rows import RowState
 
@@ -144,6 +145,7 @@ def measure_upkeep(arguments: list[str]) -> None:
         return write(self, step, extra)
 
     Memory.append = timed(Memory.append)  # type: ignore[method-assign]
+    lending.lend = timed(lending.lend)
     RowState.refresh_keys = timed(RowState.refresh_keys)  # type: ignore[method-assign]
     RowState.renew = timed(RowState.renew)  # type: ignore[method-assign]
     Journal.write = noted  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from mplus_cli.core.long_term_memory import LongTermMemory
 from mplus_cli.core.memory import Memory
 from mplus_cli.training.searching import live_created
 
+Contents = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # per layer values [m, d], keys [m, r], created [m]
 BEFORE = 1 << 40  # what is lent counts as created so long before anything of the row's own
 
 
@@ -22,16 +23,19 @@ def lent_stores(memory: Memory) -> Iterator[None]:
     other rows are as good as a long past, and were written with the present weights. Nothing is written in the block.
     """
     before = memory.long_term
-    if len(before) > 1:
-        held = [_contents(store) for store in before]
-        memory.long_term = [_store(memory, before[row], held, row) for row in range(len(before))]
+    memory.long_term = lend(memory)
     try:
         yield
     finally:
         memory.long_term = before
 
 
-Contents = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # per layer values [m, d], keys [m, r], created [m]
+def lend(memory: Memory) -> list[LongTermMemory]:
+    """For every row its long-term memory with those of all other rows before it."""
+    if len(memory.long_term) < 2:
+        return memory.long_term
+    held = [_contents(store) for store in memory.long_term]
+    return [_with_others(memory, row, held) for row in range(len(held))]
 
 
 def _contents(store: LongTermMemory) -> Contents:
@@ -42,7 +46,8 @@ def _contents(store: LongTermMemory) -> Contents:
     return found
 
 
-def _store(memory: Memory, own: LongTermMemory, held: list[Contents], row: int) -> LongTermMemory:
+def _with_others(memory: Memory, row: int, held: list[Contents]) -> LongTermMemory:
+    own = memory.long_term[row]
     order = [*range(row + 1, len(held)), *range(row)]
     values, keys, created = [], [], []
     for layer in range(len(own.layers)):
