@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -117,6 +118,19 @@ def test_chronicles(tmp_path, mplus, tokenizer_file):
         for row in texts.values():
             assert len(row["text"]) >= 4000 and row["tokens"] == len(row["text"].encode())
         assert (tmp_path / "one" / split / "sample.txt").read_text() == texts[f"{split}-000000"]["text"]
+
+
+def test_plain_chronicles_tell_bare_facts_about_people_with_one_name(tmp_path, mplus):
+    command = ["build-data", "chronicle", "--train", 1, "--test", 0, "--characters", 6_000, "-p", 1]
+    rows = {}
+    for name, more in (("plain", ["--plain"]), ("full", [])):
+        assert mplus(*command, "-o", tmp_path / name, *more)[0] == 0
+        rows[name] = list(iter_rows(tmp_path / name / "train" / "questions-00000.jsonl.gz"))
+    forms = {name: Counter(str(row["passages"]) for row in found) for name, found in rows.items()}
+    assert set(forms["plain"].values()) == {1} and max(forms["full"].values()) > 1
+    people = [re.search(r"Where does (.+) live", row["question"]) for row in rows["plain"]]
+    names = [found.group(1) for found in people if found]
+    assert names and all(" " not in name for name in names)
 
 
 def test_chronicles_that_make_no_sense(tmp_path, mplus):
