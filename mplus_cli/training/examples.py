@@ -14,7 +14,7 @@ lengths one after the other, so that in a batch only the ends differ where the d
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -44,12 +44,14 @@ class Question:
 
     Attributes:
         prompt, answer: token ids; the answer ends in a newline, as the default model's answers do.
-        context: index of the context that tells it.
+        context: index of the context that tells it; of a sentence that is cut in two, the one where it ends.
+        cut: whether its sentence begins in the context before.
     """
 
     prompt: list[int]
     answer: list[int]
     context: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Example:
         contexts: chunks to be written in this order, each of at most `max_chunk` tokens, without special tokens.
         target, labels: token ids to predict, equally many; IGNORE where there is no loss.
         repeat: the target is to be made of the first contexts, which the model has to repeat (the repeat task does it).
-        questions: about facts that stand, with the beginning of their sentence, within one context.
+        questions: about facts whose sentences lie within one context, or across the border of two.
     """
 
     id: str
@@ -192,24 +194,25 @@ def make_examples(
         contexts, target = split_lengths(len(document.tokens), settings, rng)
         ends = list(accumulate([*contexts, target]))
         parts.append((document, repeat, ends, _ask(document, ends[:-1], Random(f"{key}/{document.id}"))))
-    asked = [question for *_, questions in parts for _, question in questions]
+    asked = [question for *_, questions in parts for *_, question in questions]
     prompts = iter(_ids(tokenizer, [question_prompt(question.question) for question in asked]))
     answers = iter(_ids(tokenizer, [answer_text(question.answer) for question in asked]))
     examples = []
     for document, repeat, ends, questions in parts:
         chunks = [document.tokens[start:end].tolist() for start, end in zip([0, *ends], ends, strict=False)]
-        found = tuple(Question(next(prompts), next(answers), context) for context, _ in questions)
+        found = tuple(Question(next(prompts), next(answers), context, cut) for context, cut, _ in questions)
         examples.append(Example(document.id, chunks[:-1], chunks[-1], list(chunks[-1]), repeat, found))
     return examples
 
 
-def _ask(document: Tokenized, ends: list[int], rng: Random) -> list[tuple[int, Asked]]:
-    """One wording of each question that a single context answers, with the index of the context."""
+def _ask(document: Tokenized, ends: list[int], rng: Random) -> list[tuple[int, bool, Asked]]:
+    """One wording of each question that a single context answers, or two that follow each other: the index of the
+    (last) context, and whether there are two."""
     questions = []
     for fact in document.facts:
-        context = bisect_right(ends, fact.start)
-        if context < len(ends) and fact.end <= ends[context]:
-            questions.append((context, fact.wordings[_draw(rng, 0, len(fact.wordings) - 1)]))
+        first, last = bisect_right(ends, fact.start), bisect_left(ends, fact.end)
+        if last < len(ends) and last - first <= 1:
+            questions.append((last, last > first, fact.wordings[_draw(rng, 0, len(fact.wordings) - 1)]))
     return questions
 
 

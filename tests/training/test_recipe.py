@@ -27,7 +27,7 @@ def test_every_shipped_recipe_parses_and_reads_back(name):
 
 def test_all_stages_are_shipped_twice():
     assert set(shipped_recipes()) == {f"stage{n}" for n in (1, 2, 3)} | {
-        f"default/{name}" for name in ("base_bare", "base", "stage1", "stage2", "stage3")
+        f"default/{name}" for name in ("base_bare", "base", "stage1", "stage2", "stage3", "stage3_second")
     }
 
 

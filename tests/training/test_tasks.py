@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from mplus_cli.core.memory import Memory
-from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+from mplus_cli.core.writing import WritePass
 from mplus_cli.training.examples import Example, Question
 from mplus_cli.training.groups import group_of
 from mplus_cli.training.losses import MaskedBatchError
@@ -182,14 +183,14 @@ def test_repeat_is_cut_at_the_window():
 
 def test_multi_chunk_writes_build_no_graph(monkeypatch):
     recorded = []
-    write = MPlusForCausalLM.write
+    run = WritePass.run
 
     def watched(self, *args, **kwargs):
-        made = write(self, *args, **kwargs)
-        recorded.append(made.requires_grad)
+        made = run(self, *args, **kwargs)
+        recorded.append(any(part.requires_grad for part in made))
         return made
 
-    monkeypatch.setattr(MPlusForCausalLM, "write", watched)
+    monkeypatch.setattr(WritePass, "run", watched)
     runner = runner_of(tiny_recipe(3))
     output = runner.run(0, documents(2, 5), draw("multi_chunk"))
     assert recorded == [False] * 5
@@ -307,6 +308,18 @@ def test_a_stretch_has_questions_if_the_document_has():
         batch = documents(2, 9, seed=step, questions=1)
         batch = [Example(e.id, e.contexts, e.target, e.labels, False, (e.questions[4],)) for e in batch]
         runner.run(step, batch, draw("questions", contexts=2))  # would refuse a step without questions
+
+
+def test_a_cut_sentence_is_asked_for_only_where_both_of_its_contexts_were_written():
+    runner = question_runner()
+    for step in range(8):
+        batch = documents(2, 9, seed=step, questions=1)
+        cut = [replace(e.questions[4], cut=True) for e in batch]
+        batch = [Example(e.id, e.contexts, e.target, e.labels, False, (q,)) for e, q in zip(batch, cut, strict=True)]
+        runner.rows.renew(runner.model)
+        runner.run(step, batch, draw("questions", contexts=2))  # would refuse a step without questions
+        with pytest.raises(MaskedBatchError):
+            runner.run(step, batch, draw("questions", contexts=1))
 
 
 def test_help_finds_what_is_asked_and_does_not_count_as_recall():

@@ -44,11 +44,12 @@ class InContext:
 
     def _text(self, work: Work, row: int, example: Example) -> tuple[Text, Text]:
         """The same tokens twice: with labels on the answers, and with labels on the context."""
-        asked = sorted({question.context for question in example.questions})
+        whole = [question for question in example.questions if not question.cut]
+        asked = sorted({question.context for question in whole})
         context = int(work.rng.choice(asked or len(example.contexts)))
         passage = list(example.contexts[context])
         ids, labels = list(passage), [IGNORE] * len(passage)
-        about = [question for question in example.questions if question.context == context]
+        about = [question for question in whole if question.context == context]
         for i in work.rng.permutation(len(about))[: work.recipe.tasks.in_context.questions]:
             prompt, answer = list(about[i].prompt), list(about[i].answer)
             ids += prompt + answer

@@ -71,10 +71,11 @@ class Questions:
         """As many contexts as were drawn; of a longer document a random stretch, preferably with questions."""
         count = min(work.draw.contexts, len(example.contexts))
         start = int(work.rng.integers(0, len(example.contexts) - count + 1))
-        asked = [question.context for question in example.questions]
-        if asked and not any(start <= context < start + count for context in asked):
-            start = max(0, min(asked[int(work.rng.integers(len(asked)))], len(example.contexts) - count))
-        inside = [(q, q.context - start) for q in example.questions if start <= q.context < start + count]
+        asked = [question for question in example.questions if count > question.cut]
+        if asked and not any(start + q.cut <= q.context < start + count for q in asked):
+            chosen = asked[int(work.rng.integers(len(asked)))]
+            start = max(0, min(chosen.context - chosen.cut, len(example.contexts) - count))
+        inside = [(q, q.context - start) for q in example.questions if start + q.cut <= q.context < start + count]
         return _Stretch(example.id, example.contexts[start : start + count], inside)
 
     def _text(self, row: int, one: _Stretch, written: Written, question: Question, context: int) -> Text:
