@@ -10,6 +10,8 @@ import pytest
 # Read when torch and huggingface_hub are imported: tiny models only lose by threads, and tests use no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run without a GPU too, slowly
 
 from mplus_cli import console  # noqa: E402
 from tests.fixtures import byte_tokenizer, save_tiny_model, tiny_model  # noqa: E402

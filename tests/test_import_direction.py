@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mplus_cli"
 LEAVES = {"config", "console", "errors", "machine", "__version__"}
 TOP = {"commands", "cli", "__main__"}
-CORE_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "numpy"}
+CORE_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "numpy", "triton"}  # the last where torch has it
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

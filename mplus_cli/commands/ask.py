@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mplus_cli.commands.options import (
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     JsonFlag,
@@ -41,8 +42,13 @@ def ask(
     seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
     show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Show what the model reads.")] = False,
     device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the generation of tokens: a minute now, for long answers on a GPU."),
+    ] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -60,7 +66,7 @@ def ask(
     from mplus_cli.inference.session import Session
 
     settings = AnswerSettings(max_new_tokens, temperature, seed)
-    with Session(path, model, device, dtype, settings, not no_ltm, quantize) as session:
+    with Session(path, model, device, dtype, settings, not no_ltm, quantize, compiled, device_map) as session:
         output.debug(f"model {session.loaded.name} on {session.loaded.placement}")
         if question is None:
             from mplus_cli.commands.interactive import converse

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mplus_cli.commands.options import (
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     JsonFlag,
@@ -46,9 +47,17 @@ def inject(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random drop, for a new memory file.")] = 0,
     device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = None,
     ltm_dtype: LtmDtypeOption = None,
     quantize: QuantizeOption = None,
+    pipeline: Annotated[
+        bool | None,
+        typer.Option(
+            "--pipeline/--no-pipeline",
+            help="Layers work on several chunks at once, same memory. Default: on several GPUs or spare cores.",
+        ),
+    ] = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -68,7 +77,9 @@ def inject(
 
     from mplus_cli.inference.jobs import InjectOptions, inject_into_file
 
-    options = InjectOptions(model, fresh, again, chunk_size, seed, device, dtype, ltm_dtype, quantize)
+    options = InjectOptions(
+        model, fresh, again, chunk_size, seed, device, dtype, ltm_dtype, quantize, device_map, pipeline
+    )
     with Progress("injecting", sum(len(text.text) for text in texts)) as progress:
         summary = inject_into_file(
             path, texts, options, output.info, lambda step: progress.update(step.chars_done, progress_detail(step))

@@ -53,6 +53,12 @@ def device_option(panel: str | None = None) -> Any:
     return typer.Option("--device", help="cpu, cuda, cuda:N or mps. Default: the best there is.", rich_help_panel=panel)
 
 
+def device_map_option(panel: str | None = None) -> Any:
+    """`--device-map`."""
+    text = "Layers over several GPUs: auto, or for example cuda:0,cuda:1 or cuda:0=20,cuda:1=12 (layers)."
+    return typer.Option("--device-map", metavar="MAP", help=text, rich_help_panel=panel)
+
+
 def dtype_option(panel: str | None = None) -> Any:
     """`--dtype`."""
     text = "float32, bfloat16 or float16. Default: what suits the device."
@@ -79,6 +85,7 @@ ModelOption = Annotated[
     str | None, model_option("Folder or hub id of a model. Default: the one the state names, else the bundled one.")
 ]
 DeviceOption = Annotated[str | None, device_option()]
+DeviceMapOption = Annotated[str | None, device_map_option()]
 DtypeOption = Annotated[str | None, dtype_option()]
 QuantizeOption = Annotated[str | None, quantize_option()]
 LtmDtypeOption = Annotated[

@@ -8,6 +8,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 NAME = "mplus_sdpa"
+STRETCH = 512  # keys that one processor of a GPU adds up
 SMALL = 1 << 21  # attention weights, over all heads and rows, that two CPU cores keep in their caches
 
 
@@ -26,13 +27,15 @@ def prefix_attention(
     Args:
         query: [B, H, Q, D]; key, value: [B, H_kv, T, D] with T >= Q.
         attention_mask: additive [B or 1, 1, Q, T], or None for "everything before and including oneself", the
-            bottom-right aligned causal mask of the write and read passes.
+            bottom-right aligned causal mask of the write and read passes; bool [B, 1, 1, T] in `buffer_attention`.
 
     Returns:
         [B, Q, H, D], and None for the weights, which SDPA does not form.
     """
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        return buffer_attention(query, key, value, attention_mask, scaling), None
     if attention_mask is None and length > 1 and query.is_cuda:
         bias = causal_lower_right(length, key.shape[2])
         out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scaling, enable_gqa=groups > 1)
@@ -52,6 +55,33 @@ def prefix_attention(
 
 
 AttentionInterface.register(NAME, prefix_attention)
+
+
+def buffer_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scaling: float | None = None
+) -> torch.Tensor:
+    """Attention of one token per row over a whole buffer, of which `seen` says what exists; sizes never change.
+
+    The sum over the buffer is made in stretches of `STRETCH` keys that add up: heads and rows alone would keep a few of
+    a GPU's processors busy, and the time is that of reading the buffer.
+
+    Args:
+        query: [B, H, 1, D]; key, value: [B, H_kv, T, D]; seen: bool [B, 1, 1, T].
+
+    Returns:
+        [B, 1, H, D].
+    """
+    batch, heads, length, width = query.shape
+    total, groups = key.shape[2], heads // key.shape[1]
+    folded = query.reshape(batch, heads // groups, groups * length, width)
+    weights = (folded @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)
+    weights = weights.masked_fill(~seen, -torch.inf).softmax(-1).to(value.dtype)
+    whole = total // STRETCH * STRETCH
+    out = weights[..., whole:] @ value[:, :, whole:]
+    if whole:
+        parts = weights[..., :whole].unflatten(3, (-1, STRETCH)).transpose(2, 3)
+        out = out + (parts @ value[:, :, :whole].unflatten(2, (-1, STRETCH))).float().sum(2).to(out.dtype)
+    return out.reshape(batch, heads, length, width).transpose(1, 2).contiguous()
 
 
 def fits_cache(rows: int, total: int) -> bool:

@@ -8,6 +8,17 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256  # text tokens of room that are added at a time
+MOST_AHEAD = 1024  # tokens of an answer that room is made for before there are any
+
+
+def text_room(tokens: int) -> int:
+    """Tokens of room that a buffer has for a text of `tokens`."""
+    return -(-tokens // GROWTH) * GROWTH
+
+
+def text_ahead(prompt: int, answer: int) -> int:
+    """Tokens that room is made for when a prompt is read that an answer of at most so many is to follow."""
+    return prompt + min(answer, MOST_AHEAD)
 
 
 class PrefixLayer(CacheLayerMixin):
@@ -59,11 +70,12 @@ class BufferLayer(PrefixLayer):
         super().__init__()
         self.prefix_length = 0
 
-    def reserve(self, like: torch.Tensor, prefix_length: int, text_room: int = GROWTH) -> None:
-        """Allocate room for a prefix and some text. like: [B, H_kv, *, D] gives shape, dtype and device."""
+    def reserve(self, like: torch.Tensor, prefix_length: int, text: int = 1) -> None:
+        """Make room for a prefix and at least `text` tokens. like: [B, H_kv, *, D] gives shape, dtype, device."""
         batch, heads, _, width = like.shape
-        self.keys = like.new_empty(batch, heads, prefix_length + text_room, width)
+        self.keys = like.new_empty(batch, heads, prefix_length + text_room(text), width)
         self.values = torch.empty_like(self.keys)
+        self.values[:, :, prefix_length:] = 0  # a weight of zero times what lay in memory might be no number
         self.prefix_length, self.text_length, self.is_initialized = prefix_length, 0, True
 
     def write_prefix(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -81,17 +93,23 @@ class BufferLayer(PrefixLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         begin = self.prefix_length + self.text_length
-        end = begin + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            self._grow(end)
+        end = self.extend(key_states.shape[2])
         self.keys[:, :, begin:end] = key_states
         self.values[:, :, begin:end] = value_states
-        self.text_length = end - self.prefix_length
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def extend(self, count: int) -> int:
+        """Count `count` more tokens of text, with room for them; returns where they end."""
+        self.text_length += count
+        end = self.prefix_length + self.text_length
+        if end > self.keys.shape[2]:
+            self._grow(end)
+        return end
+
     def _grow(self, needed: int) -> None:
-        room = max(needed + GROWTH, needed + needed // 4) - self.keys.shape[2]
-        tail = self.keys.new_empty(*self.keys.shape[:2], room, self.keys.shape[3])
+        text = needed - self.prefix_length
+        room = self.prefix_length + text_room(text + text // 4 + 1) - self.keys.shape[2]
+        tail = self.keys.new_zeros(*self.keys.shape[:2], room, self.keys.shape[3])
         self.keys = torch.cat([self.keys, tail], dim=2)
         self.values = torch.cat([self.values, tail], dim=2)
 
@@ -106,15 +124,17 @@ class MemoryCache(Cache):
         prefix_valid: bool [B, P], which prefix entries exist in each row, or None when all do.
         text_valid: bool [B, n], which cached text tokens exist.
         tables: cos and sin of the prefix's positions, two [1, P, D].
+        text_length: tokens of text to make room for, where that is known beforehand; 0 where it is not.
         source: what the prefix was made from, for reuse (see `prefix.MemoryPrefix`).
         complete: whether every layer's prefix has been loaded.
         superseded: whether a later read took over the buffers, so that this cache must not be continued.
     """
 
-    def __init__(self, memory=None) -> None:
+    def __init__(self, memory=None, text_length: int = 0) -> None:
         super().__init__(layers=[])
         self.memory = memory
         self.prefix_length = 0
+        self.text_length = text_length
         self.offset: torch.Tensor | None = None
         self.prefix_valid: torch.Tensor | None = None
         self.text_valid: torch.Tensor | None = None

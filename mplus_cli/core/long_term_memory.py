@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.streaming import HostLink, Returning
 from mplus_cli.core.value_codec import ValueCodec, value_codec
 
 BLOCK_BYTES = 32 << 20  # reserved at a time, at most
 BLOCK_ROWS = 1 << 12, 1 << 16  # in a block, at least and at most
 BLOCKS = 16  # of values in a full store: what is reserved beyond its capacity stays small
-KEY_BLOCKS = 4  # of keys: scored block by block, so fewer
+KEY_BLOCKS = 4  # of keys on the host: scored block by block, so fewer; on a GPU as small as can be
+
+
+def most_key_rows(capacity: int, device: torch.device) -> int:
+    """Rows that a block of keys has at most: device memory is dear, and there many blocks are scored by one kernel."""
+    return BLOCK_ROWS[0] if device.type == "cuda" else capacity // KEY_BLOCKS
 
 
 class MappedRows(Protocol):
@@ -70,11 +76,11 @@ class BlockList:
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """Rows at absolute positions. index: int64 [k] on the CPU -> [k, *shape]."""
-        if len(self._blocks) == 1:
+        if len(self._blocks) == 1 and not self.pin:
             ((n, block),) = self._blocks.items()
             return block.index_select(0, (index - n * self.block).to(self.device))
         number = index // self.block
-        out = torch.empty(len(index), *self.shape, dtype=self.dtype, device=self.device)
+        out = self.empty(len(index))
         if bool((number[1:] >= number[:-1]).all()):  # in order of arrival, every block gives one stretch
             blocks, counts = number.unique_consecutive(return_counts=True)
             pieces = zip(blocks.tolist(), index.split(counts.tolist()), out.split(counts.tolist()), strict=True)
@@ -86,6 +92,10 @@ class BlockList:
             at = (index[here] - n * self.block).to(self.device)
             out.index_copy_(0, here.to(self.device), self._blocks[n].index_select(0, at))
         return out
+
+    def empty(self, count: int) -> torch.Tensor:
+        """Room for rows taken from here, [count, *shape], page-locked if these are."""
+        return torch.empty(count, *self.shape, dtype=self.dtype, device=self.device, pin_memory=self.pin)
 
     def views(self) -> Iterator[torch.Tensor]:
         """The live rows, block by block, in order, without a copy."""
@@ -113,16 +123,39 @@ class Retrieved:
     scores: torch.Tensor  # float32 [k]
     positions: torch.Tensor  # int64 [k], arrival positions in the store
 
+    def result(self) -> Retrieved:
+        """Itself: it is there."""
+        return self
+
+
+class Retrieval:
+    """What a search found, while it is on its way to the host: scores and live rows, both [k]."""
+
+    def __init__(self, store: LayerStore, scores: torch.Tensor, live: torch.Tensor) -> None:
+        self.store, self._found = store, Returning((scores, live))
+
+    def result(self) -> Retrieved:
+        """Oldest first; the host waits for the search, and for nothing that was queued after it."""
+        scores, live = self._found.wait()
+        positions = live + self.store.created.start
+        created, order = self.store.created.gather(positions).sort(stable=True)
+        return Retrieved(created, scores[order], positions[order])
+
 
 class LayerStore:
-    """One layer of one row: values on the host, as the codec stores them, keys on the compute device; by arrival."""
+    """One layer of one row by arrival: values on the host, as the codec stores them; keys on the compute device, or on
+    the host too if they are offloaded."""
 
-    def __init__(self, config: MPlusConfig, width: int, codec: ValueCodec, device: torch.device) -> None:
+    def __init__(
+        self, config: MPlusConfig, width: int, codec: ValueCodec, device: torch.device, offload: bool = False
+    ) -> None:
         cpu = torch.device("cpu")
-        capacity, row = config.long_term_capacity, (width + codec.extra,)
+        capacity, row, pin = config.long_term_capacity, (width + codec.extra,), device.type == "cuda"
+        home = cpu if offload else device
+        most = most_key_rows(capacity, home)
         self.codec = codec
-        self.values = BlockList(row, codec.stored, cpu, pin=device.type == "cuda", most=capacity // BLOCKS)
-        self.keys = BlockList((config.retriever_size,), codec.dtype, device, most=capacity // KEY_BLOCKS)
+        self.values = BlockList(row, codec.stored, cpu, pin=pin, most=capacity // BLOCKS)
+        self.keys = BlockList((config.retriever_size,), codec.dtype, home, pin=pin and offload, most=most)
         self.created = BlockList((), torch.int64, cpu)
         self.recall_frequency = torch.empty(0)
         self.mapped: MappedRows | None = None
@@ -132,7 +165,12 @@ class LayerStore:
         return self.created.end - self.created.start
 
     def append(self, values: torch.Tensor, keys: torch.Tensor, created: torch.Tensor) -> None:
-        self.values.append(self.codec.encode(values))
+        """values: [m, d]; keys: [m, r]; created: int64 [m]."""
+        self.append_stored(self.codec.encode(values), keys, created)
+
+    def append_stored(self, values: torch.Tensor, keys: torch.Tensor, created: torch.Tensor) -> None:
+        """The same with values as the codec stores them."""
+        self.values.append(values)
         self.keys.append(keys)
         self.created.append(created)
 
@@ -140,15 +178,15 @@ class LayerStore:
         """Values [k, d] on the host and creation indices [k] at absolute arrival positions [k]."""
         return self.fetch(layer, positions), self.created.gather(positions)
 
-    def fetch(self, layer: int, positions: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """Values [k, d] at absolute arrival positions [k]; on the host, or decoded on a device."""
+    def fetch(self, layer: int, positions: torch.Tensor, link: HostLink | None = None) -> torch.Tensor:
+        """Values [k, d] at absolute arrival positions [k]; on the host, or decoded on the device at the link's end."""
         rows = self._stored(layer, positions)
-        return self.codec.decode(rows if device is None else rows.to(device, non_blocking=True))
+        return self.codec.decode(rows if link is None else link.to_device([rows]).wait()[0])
 
     def _stored(self, layer: int, positions: torch.Tensor) -> torch.Tensor:
         if self.mapped is None:
             return self.values.gather(positions)
-        out = torch.empty(len(positions), *self.values.shape, dtype=self.values.dtype)
+        out = self.values.empty(len(positions))
         on_file = positions < self.mapped_end
         if on_file.any():
             created = self.created.gather(positions[on_file])
@@ -188,12 +226,15 @@ class LongTermMemory:
         layers: int,
         width: int,
         dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device | Sequence[torch.device],
         codec: ValueCodec | None = None,
+        offload: bool = False,
     ) -> None:
-        self.config, self.device = config, device
-        codec = codec or value_codec("model", dtype)
-        self.layers = [LayerStore(config, width, codec, device) for _ in range(layers)]
+        """device: of all layers, or of each."""
+        devices = [device] * layers if isinstance(device, torch.device) else device
+        self.config, self.device = config, devices[0]
+        self.codec = codec or value_codec("model", dtype)
+        self.layers = [LayerStore(config, width, self.codec, own, offload) for own in devices]
         self.pending = 0  # newest arrivals that the published rule has not merged yet
         self.writes_since_merge = 0
 
@@ -213,10 +254,24 @@ class LongTermMemory:
             store.append(values[index], keys[index], created[index])
             store.recall_frequency = torch.zeros(len(store)) if recall is None else recall[index].float().cpu()
 
-    def append(self, values: torch.Tensor, keys: torch.Tensor, created: torch.Tensor) -> None:
-        """Take what one write dropped: [L, m, d], [L, m, r], int64 [L, m]. Then evict by the configured rule."""
-        for index, store in enumerate(self.layers):
-            store.append(values[index], keys[index], created[index])
+    def append(
+        self,
+        values: torch.Tensor | Sequence[torch.Tensor],
+        keys: torch.Tensor | Sequence[torch.Tensor],
+        created: torch.Tensor,
+    ) -> None:
+        """Take what one write dropped, then evict by the configured rule.
+
+        Args:
+            values: [L, m, d]; keys: [L, m, r]; or both in parts of consecutive layers, as they lie on several devices.
+            created: int64 [L, m].
+        """
+        index = 0
+        for own_values, own_keys in zip(_parts(values), _parts(keys), strict=True):
+            held = self.codec.encode(own_values).cpu()  # of all these layers in one copy
+            for value, key in zip(held, own_keys.to(self.layers[index].keys.device), strict=True):
+                self.layers[index].append_stored(value, key, created[index])
+                index += 1
         if self.config.eviction == "oldest":
             self._evict_oldest()
         else:
@@ -239,15 +294,16 @@ class LongTermMemory:
 
     def retrieve(self, layer: int, scores: torch.Tensor) -> Retrieved:
         """Top-K_theta by score, placed oldest first. scores: float32 [m] over the live tokens of `layer`."""
+        return self.search(layer, scores).result()
+
+    def search(self, layer: int, scores: torch.Tensor) -> Retrieval:
+        """The same without waiting for the device."""
         store, budget = self.layers[layer], self.config.retrieval_budget
         merged = self._merged(store)
         if self.config.fill_rule == "tile" and merged < budget:
-            live = torch.arange(merged).repeat(-(-budget // max(merged, 1)))[-budget:]
-        else:
-            live = scores.topk(min(self.expected_count(), len(store)), sorted=False).indices.cpu()
-        positions = live + store.created.start
-        created, order = store.created.gather(positions).sort(stable=True)
-        return Retrieved(created, scores.cpu()[live[order]], positions[order])
+            live = torch.arange(merged, device=scores.device).repeat(-(-budget // max(merged, 1)))[-budget:]
+            return Retrieval(store, scores[live], live)
+        return Retrieval(store, *scores.topk(min(self.expected_count(), len(store)), sorted=False))
 
     def _merged(self, store: LayerStore) -> int:
         return len(store) - self.pending
@@ -269,3 +325,7 @@ class LongTermMemory:
                 frequency = lowered[kept]
             store.recall_frequency = frequency
         self.pending = self.writes_since_merge = 0
+
+
+def _parts(tensors: torch.Tensor | Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return [tensors] if isinstance(tensors, torch.Tensor) else tensors

@@ -10,7 +10,7 @@ Token ids never contain a beginning-of-text token: every layer has its own (`bos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mplus_cli.core.adapters import READ, WRITE, Adapter, AdapterSwitch
-from mplus_cli.core.attention import causal_mask, fits_cache, padded_mask
 from mplus_cli.core.backbones import FAMILIES, build_backbone, project_memory, rotate
-from mplus_cli.core.cache import MemoryCache
+from mplus_cli.core.cache import MemoryCache, text_ahead
 from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.decoding import CompiledDecoder
 from mplus_cli.core.fingerprint import model_fingerprint
+from mplus_cli.core.host_embedding import HostEmbedding
+from mplus_cli.core.layer_pass import Hook, LayerPass
 from mplus_cli.core.linear import use_inference_kernels
 from mplus_cli.core.loading import load_checkpoint, save_initial_memory
 from mplus_cli.core.memory import Memory
+from mplus_cli.core.pipeline import WriteText, inject_stream
+from mplus_cli.core.placement import Span
 from mplus_cli.core.prefix import MemoryPrefix, Prefix, TokenPrefix
 from mplus_cli.core.retriever import Retriever
-from mplus_cli.core.writing import write_groups, write_pass
+from mplus_cli.core.writing import WritePass, newest_tokens, write_groups, write_pass
 from mplus_cli.errors import CheckpointError, UsageError
-
-Hook = Callable[[int, torch.Tensor], torch.Tensor]  # (layer index, rows [B, n, d]) -> rows
 
 
 class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
@@ -45,6 +47,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         new_memory_positional_emb: [1, 1, d], added at every layer to the rows that become memory.
         retrievers: one `Retriever` per layer (none without long-term memory).
         initial_memory: tensors of the memory a checkpoint carries (see `loading`), or None.
+        spans: which layers lie on which device (see `placement`).
         quantized: "int8" or "int4" where the backbone's matrices are stored so (`inference.quantize`), else None.
     """
 
@@ -71,8 +74,10 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         self.key_norm = FAMILIES[text.model_type].key_norm
         self.initial_memory: dict[str, torch.Tensor] | None = None
         self.quantized: str | None = None
+        self.decoder: CompiledDecoder | None = None  # of generated tokens, in the place of `run_layers`
         self.plain_weights_sha256 = ""  # of a quantized model: of the weights it was made of
         self._key_value_parameters: list[nn.Parameter] | None = None
+        self._spans: list[Span] = []
         self.post_init()
         self.adapters = AdapterSwitch(self.model, config.lora)
         self.round_rotary_frequencies()
@@ -138,6 +143,24 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         use_inference_kernels(self)
         return self
 
+    @property
+    def spans(self) -> list[Span]:
+        """The layers by device: all of them on the model's own, unless `placement.place` has spread them."""
+        return self._spans or [Span(0, len(self.model.layers), self.device)]
+
+    @spans.setter
+    def spans(self, spans: list[Span]) -> None:
+        self._spans = spans
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where a layer and its memory are."""
+        return next(span.device for span in self.spans if layer < span.end)
+
+    def compile_decoding(self, backend: str = "inductor", mode: str | None = None) -> MPlusForCausalLM:
+        """Generate tokens after the first through one compiled graph. See `decoding.CompiledDecoder`."""
+        self.decoder = CompiledDecoder(self, backend, mode)
+        return self
+
     def key_value_version(self) -> tuple:
         """Changes whenever keys and values made of the same memory would: weights updated, adapter switched."""
         if self._key_value_parameters is None:
@@ -174,7 +197,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             offload: keep short-term values on the host too.
             values: "model", "bfloat16", "float8" or "int8": memory values in less space (see `value_codec`).
         """
-        memory = Memory(config or self.config, batch_size, seed, self.dtype, self.device, offload, values)
+        memory = Memory(config or self.config, batch_size, seed, self.dtype, self.spans, offload, values)
         if initial == "checkpoint" and self.initial_memory is not None:
             held = self.initial_memory
             for row in range(batch_size):
@@ -186,7 +209,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
 
     def memory_keys(self, layer: int, rows: torch.Tensor) -> torch.Tensor:
         """Retrieval keys of memory tokens of one layer. rows: [..., m, d] -> [..., m, r]."""
-        return self.retrievers[layer].keys(self.model.layers[layer].input_layernorm(rows.to(self.device)))
+        return self.retrievers[layer].keys(self.model.layers[layer].input_layernorm(rows.to(self.layer_device(layer))))
 
     @torch.no_grad()
     def inject(
@@ -210,11 +233,21 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids.shape[0] != len(target) or len(set(target)) != len(target):
             raise UsageError(f"{input_ids.shape[0]} rows of text for {len(set(target))} rows of memory.")
         keys = self.memory_keys if memory.long_term else None
-        for group, ids, context, mask in write_groups(input_ids, memory, target, attention_mask):
-            delta = self.write(ids.to(self.device), None if context is None else context.to(self.device), mask)
+        held = memory.newest_counts(target)
+        for group, ids, mask in write_groups(input_ids, held, memory.config.memory_tokens_per_write, attention_mask):
+            into = [target[at] for at in group]
+            self.adapters.use(WRITE)
+            newest = newest_tokens(self, memory, into) if held[group[0]] else None
+            made = WritePass(self, ids, newest, held[group[0]], mask).run()
             own_notes = None if notes is None else [notes[at] for at in group]
             ranks = None if dropped_ranks is None else dropped_ranks[group]
-            memory.append_rows([target[at] for at in group], delta, keys, own_notes, ranks)
+            memory.append_rows(into, made, keys, own_notes, ranks)
+
+    def inject_stream(
+        self, texts: Iterable[WriteText], memory: Memory, stages: int = 1
+    ) -> Generator[WriteText, None, None]:
+        """Write one text after the other, several layers at work at once. See `pipeline.inject_stream`."""
+        return inject_stream(self, texts, memory, stages)
 
     def write(
         self,
@@ -226,6 +259,12 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         """The write pass: memory tokens [B, L, K, d] of a chunk [B, n]; changes no memory. See `writing.write_pass`."""
         self.adapters.use(adapter)
         return write_pass(self, input_ids, context, attention_mask)
+
+    def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """Embedded tokens where the model reads them, [B, n] on any device -> [B, n, d]."""
+        assert input_ids is not None  # embedded rows are given otherwise
+        table: Any = self.get_input_embeddings()
+        return table(input_ids if isinstance(table, HostEmbedding) else input_ids.to(table.weight.device))
 
     # -- the layer loop --
 
@@ -252,58 +291,8 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
         enter: Hook | None = None,
         leave: Hook | None = None,
     ) -> torch.Tensor:
-        """Run text rows through every layer behind a prefix.
-
-        Args:
-            hidden: [B, n, d], embedded tokens.
-            prefix: loaded into `cache` layer by layer; None to continue a cache that has its prefix.
-            attention_mask: [B, n] or [B, earlier + n], 0 on left padding.
-            extra_rows: rows that `enter` puts before the text in every layer.
-            enter, leave: hooks (index, rows) -> rows around each layer.
-
-        Returns:
-            Hidden states [B, n, d] before the final norm.
-        """
-        batch, length = hidden.shape[0], hidden.shape[1] + extra_rows
-        if prefix is not None:
-            prefix.attach(cache)
-            cache.offset, cache.prefix_valid, cache.prefix_length = prefix.offset, prefix.valid, prefix.length
-        assert cache.offset is not None  # every prefix sets it
-        text = cache.extend_text(attention_mask, batch, length, hidden.device)
-        positions = (cache.offset[:, None] + text.cumsum(1)[:, -length:] - 1).clamp(min=0)
-        tables = self.position_tables(positions)
-        mask = self._mask(cache, text, length, hidden.dtype)
-        for index, layer in enumerate(self.model.layers):
-            if prefix is not None:
-                prefix.load(index, hidden, cache)
-            rows = hidden if enter is None else enter(index, hidden)
-            rows = layer(
-                rows,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                position_embeddings=tables,
-            )
-            hidden = rows if leave is None else leave(index, rows)
-        cache.complete = True
-        return hidden
-
-    def _mask(self, cache: MemoryCache, text: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """The mask for the attention in use; None where everything before and including oneself is seen."""
-        holes = cache.prefix_valid is not None or not bool(text.all())
-        total = cache.prefix_length + text.shape[1]
-        if not holes:
-            # Where attention does not know the bottom-right causal mask it is made once for all layers.
-            rows = text.shape[0] * self.config.text_config.num_attention_heads * length
-            known = text.is_cuda or length == 1 or (text.is_cpu and fits_cache(rows, total))
-            implied = self.attn_implementation != "eager" and known
-            return None if implied else causal_mask(length, total, dtype, text.device)
-        valid = cache.prefix_valid
-        if valid is None:
-            valid = text.new_ones(text.shape[0], cache.prefix_length)
-        valid = torch.cat([valid, text], dim=1)
-        return valid if self.attn_implementation == "flash_attention_2" else padded_mask(valid, length, dtype)
+        """Run text rows [B, n, d] through every layer behind a prefix; the rows after it. See `LayerPass`."""
+        return LayerPass(self, hidden, prefix, cache, attention_mask, extra_rows, enter, leave).run()
 
     # -- reading --
 
@@ -336,7 +325,7 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             logits [B, n or logits_to_keep, V]; past_key_values for continuing.
         """
         self.adapters.use(adapter)
-        hidden = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if isinstance(past_key_values, MemoryCache) else MemoryCache(memory)
         if cache.superseded:
             raise UsageError(
@@ -346,9 +335,12 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
             prefix = None
         elif prefix is None:
             prefix = self._prefix(hidden.shape[0], cache.memory, memory_tokens)
-        hidden = self.run_layers(hidden, prefix, cache, attention_mask)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(self.model.norm(hidden[:, keep]))
+        if self.decoder is not None and self.decoder.takes(hidden, cache):
+            hidden = self.decoder(hidden, cache, attention_mask)
+        else:
+            hidden = self.run_layers(hidden, prefix, cache, attention_mask)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.to(hidden.device)
+        logits = self.lm_head(self.model.norm(hidden[:, keep].to(self.device)))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
@@ -373,7 +365,9 @@ class MPlusForCausalLM(PreTrainedModel, GenerationMixin):
                 raise UsageError(
                     f"{key} > 1 is not supported with memory.", "Repeat the prompt in a batch of memories."
                 )
-        kwargs["past_key_values"] = MemoryCache(memory)
+        new = kwargs.get("max_new_tokens") or getattr(settings, "max_new_tokens", None) or 0
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        kwargs["past_key_values"] = MemoryCache(memory, 0 if prompt is None else text_ahead(prompt.shape[1], new))
         return super().generate(inputs, **kwargs)  # type: ignore[misc]
 
 

@@ -99,7 +99,7 @@ class ForeignPrefix(MemoryPrefix):
         return found
 
     def _fetch(self, index: int, row: int, positions: torch.Tensor) -> torch.Tensor:
-        return self.donor.layers[index].fetch(index, positions, self.cos.device)
+        return self.donor.layers[index].fetch(index, positions, self.links[index])
 
 
 def best(store: LayerStore, scores: torch.Tensor, count: int) -> Retrieved:
@@ -135,6 +135,7 @@ class PerHeadPrefix(MemoryPrefix):
 
     def long_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `MemoryPrefix.long_tables`."""
+        self.places = self.places.to(self.cos.device)
         return self.cos[0][self.places], self.sin[0][self.places]
 
     def load(self, index: int, hidden: torch.Tensor, cache: MemoryCache) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-QUESTIONS_HELD = 4  # on a CPU; elsewhere one, since device memory is what a memory model is meant to save
+QUESTIONS_HELD = 4  # on a CPU
+
+
+def questions_held(device: torch.device, offload: bool) -> int:
+    """Elsewhere one, and none of an offloaded memory, since device memory is what a memory model is meant to save."""
+    return QUESTIONS_HELD if device.type == "cpu" else 0 if offload else 1
+
 
 Project = Callable[[torch.Tensor], torch.Tensor]
 
@@ -19,9 +25,13 @@ class RetrievedRows:
     question. Keys are kept without their rotation, since the place of a token among the retrieved changes from question
     to question. Arrival positions are never given twice, so a write does not make held rows untrue; new weights or
     another adapter do (`source`).
+
+    Args:
+        questions: how many are held; 0 for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, questions: int = QUESTIONS_HELD) -> None:
+        self.questions = questions
         self._source: object = None
         self._pools: dict[tuple[int, int], _Pool] = {}
 
@@ -40,9 +50,8 @@ class RetrievedRows:
         pool = self._pools.get((layer, row))
         if pool is None or pool.question < len(positions):
             rows = project(positions)
-            if not len(positions):  # another row of the batch has some
-                return rows
-            self._pools[layer, row] = _Pool(positions.numpy(), rows)
+            if self.questions and len(positions):  # none, where another row of the batch has some
+                self._pools[layer, row] = _Pool(positions.numpy(), rows, self.questions)
             return rows
         return pool.load(positions.numpy(), project)
 
@@ -50,9 +59,9 @@ class RetrievedRows:
 class _Pool:
     """Slots for the rows of a few questions, taken in turn. Looked up by search, since positions grow forever."""
 
-    def __init__(self, positions: np.ndarray, rows: torch.Tensor) -> None:
+    def __init__(self, positions: np.ndarray, rows: torch.Tensor, questions: int) -> None:
         self.question = len(positions)
-        size = self.question * (QUESTIONS_HELD if rows.is_cpu else 1)
+        size = self.question * questions
         self.rows = rows.new_empty(size, rows.shape[1])
         self.rows[: self.question] = rows
         self.positions = np.full(size, -1)  # of each slot

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
+import warnings
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,10 +79,34 @@ class Retriever(nn.Module):
 def tiled_scores(retriever: Retriever, queries: torch.Tensor, key_blocks: Iterable[torch.Tensor]) -> torch.Tensor:
     """Scores of one row over keys held in blocks, [n, r] x blocks of [m_i, r] -> [sum m_i].
 
-    The (query x memory) matrix exists for at most `PRODUCTS_AT_ONCE` entries at a time, however long the prompt.
+    The (query x memory) matrix exists for at most `PRODUCTS_AT_ONCE` entries at a time, however long the prompt; on a
+    GPU with Triton not at all (see `scoring_kernel`).
     """
-    parts = [_block_scores(retriever, queries, block) for block in key_blocks]
-    return torch.cat(parts) if parts else queries.new_empty(0, dtype=torch.float32)
+    blocks = list(key_blocks)
+    if not blocks:
+        return queries.new_empty(0, dtype=torch.float32)
+    fused = _fused(queries.device, queries.dtype, retriever.score, queries.shape[1]) if queries.is_cuda else None
+    if fused is not None and fused.can_score(queries, blocks):
+        return fused.fused_scores(retriever.score, queries, blocks)
+    return torch.cat([_block_scores(retriever, queries, block) for block in blocks])
+
+
+@cache
+def _fused(device: torch.device, dtype: torch.dtype, score: str, width: int) -> Any | None:
+    """`scoring_kernel`, if there is Triton and the kernel gives on this device what torch gives."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    queries, keys = ((torch.randn(size, width, generator=draw) / width**0.25).to(device, dtype) for size in (70, 130))
+    try:
+        module = importlib.import_module("mplus_cli.core.scoring_kernel")
+        found = module.fused_scores(score, queries, [keys[:50], keys[50:]])
+        expected = Retriever(width, width, 1, score, False).scores(queries, keys)
+        torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    except Exception as error:  # whatever a compiler may raise on a machine that nobody has seen
+        warnings.warn(f"retrieval scores are made without Triton, which fails here: {error}", stacklevel=2)
+        return None
+    return module
 
 
 def _block_scores(retriever: Retriever, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

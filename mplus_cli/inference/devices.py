@@ -45,7 +45,7 @@ def choose_placement(device: str | None = None, dtype: str | None = None, weight
     Raises:
         UsageError: an unknown name, or a device that is not there.
     """
-    chosen, why = _device(device)
+    chosen, why = find_device(device)
     if dtype is not None:
         name = _SHORT.get(dtype.lower(), dtype.lower().removeprefix("torch."))
         if name not in DTYPES:
@@ -61,7 +61,12 @@ def choose_placement(device: str | None = None, dtype: str | None = None, weight
     return Placement(chosen, torch.float32, f"{why}; float32 is exact")
 
 
-def _device(name: str | None) -> tuple[torch.device, str]:
+def find_device(name: str | None, option: str = "--device") -> tuple[torch.device, str]:
+    """A device by name, or the best there is; and why this one.
+
+    Raises:
+        UsageError: `option` names none, or one that is not there.
+    """
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda", 0), f"GPU {torch.cuda.get_device_name(0)}"
@@ -73,17 +78,17 @@ def _device(name: str | None) -> tuple[torch.device, str]:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"unknown --device {name!r}", hint="one of: cpu, cuda, cuda:N, mps")
+        raise UsageError(f"unknown {option} {name!r}", hint="one of: cpu, cuda, cuda:N, mps")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no NVIDIA GPU"
-            raise UsageError(f"--device {name}: {why}", hint="--device cpu works everywhere")
+            raise UsageError(f"{option} {name}: {why}", hint=f"{option} cpu works everywhere")
         if device.index is not None and device.index >= count:
-            raise UsageError(f"--device {name}: there are only {count} GPUs", hint=f"--device cuda:{count - 1}")
+            raise UsageError(f"{option} {name}: there are only {count} GPUs", hint=f"the last is cuda:{count - 1}")
         device = torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"--device {name}: torch finds no Apple GPU", hint="--device cpu works everywhere")
+        raise UsageError(f"{option} {name}: torch finds no Apple GPU", hint=f"{option} cpu works everywhere")
     return device, "device as asked"
 
 
@@ -95,3 +100,10 @@ def limit_threads(placement: Placement, weight_count: int) -> None:
     """
     if placement.device.type == "cpu" and 0 < weight_count < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -11,8 +11,9 @@ import json
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
+from mplus_cli.core.pipeline import WriteText
 from mplus_cli.data.chunking import Chunk, chunks
 from mplus_cli.data.sources import Source
 from mplus_cli.machine import resident_memory
@@ -86,6 +88,14 @@ class Position:
     chunk: int = 0
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Where a job stands after a chunk, or at the begin or the end of a source (no chunk)."""
+
+    position: Position
+    chunk: Chunk | None = None
+
+
 def job_key(sources: Sequence[Source], chunk_size: int, fingerprint: dict) -> str:
     """The identity of an injection: which texts in which order, cut how, by which model."""
     model = [fingerprint["config_sha256"], fingerprint["weights_sha256"]]
@@ -99,6 +109,7 @@ class Injection:
         state: open for writing; `memory` is what it loaded. None keeps the writes in memory only.
         chunk_size: tokens per write; None for what the model was trained with.
         again: inject sources that are in memory already once more.
+        stages: groups of layers that write at once (see `core.pipeline`).
     """
 
     def __init__(
@@ -111,11 +122,12 @@ class Injection:
         chunk_size: int | None = None,
         again: bool = False,
         on_progress: Callable[[InjectProgress], None] | None = None,
+        stages: int = 1,
     ) -> None:
         self.model, self.tokenizer, self.memory, self.state = model, tokenizer, memory, state
         self.sources = list(sources)
         self.chunk_size = chunk_size or model.config.chunk_size
-        self.on_progress, self.again = on_progress, again
+        self.on_progress, self.again, self.stages = on_progress, again, stages
         self.key = job_key(sources, self.chunk_size, model.fingerprint())
         self.position = self._earlier_position()
         self.skip = set() if again else self._present()
@@ -136,12 +148,7 @@ class Injection:
         """Inject what is not in memory yet. Returns early, with all done work committed, when interrupted by SIGINT."""
         self._start = self._last_commit = time.monotonic()
         with stop_request() as stopped:
-            for index, source in enumerate(self.sources):
-                if index < self.position.source or index in self.skip:
-                    continue
-                if not self._inject_source(index, source, stopped):
-                    self.report.interrupted = True
-                    break
+            self._inject(stopped)
             if self.report.chunks or self.resumes:
                 self._commit(done=not self.report.interrupted)
         self.report.seconds = time.monotonic() - self._start
@@ -181,41 +188,56 @@ class Injection:
         """sha256 and characters covered, per source in the state."""
         return [(held["sha256"], held["start"], held["end"]) for held in (self.state.sources() if self.state else [])]
 
-    def _inject_source(self, index: int, source: Source, stopped: Callable[[], bool]) -> bool:
-        """True when the whole source is in memory, False when a stop was asked for before its end."""
-        done = self.position.chunk if index == self.position.source else 0
-        self.position = Position(index, self.position.char if done else 0, done)
-        self.report.injected.append(source.name)
-        for number, chunk in enumerate(chunks(source.text, self.tokenizer, self.chunk_size)):
-            if number < done:
-                continue
-            if stopped():
-                return False
-            self._write(source, chunk)
-            self.position = Position(index, chunk.end, number + 1)
-            self._show(index, source)
-            if self._pending_bytes > COMMIT_BYTES or time.monotonic() - self._last_commit > COMMIT_SECONDS:
-                self._commit(done=False)
-        self.position = Position(index + 1)
-        return True
-
-    def _write(self, source: Source, chunk: Chunk) -> None:
+    def _inject(self, stopped: Callable[[], bool]) -> None:
+        """Write what is not in memory yet; once a stop is asked for, what is under way and no more."""
+        steps: deque[_Step] = deque()
         began = time.monotonic()
-        note = {
-            "source": source.name,
-            "sha256": source.sha256,
-            "start": chunk.start,
-            "end": chunk.end,
-            "tokens": len(chunk.ids),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        self.model.inject(torch.tensor([chunk.ids]), self.memory, notes=[note])
+        with closing(self.model.inject_stream(self._texts(stopped, steps), self.memory, self.stages)) as written:
+            for _ in written:
+                chunk = self._advance(steps)
+                assert chunk is not None  # a step for every text
+                self._count(chunk, time.monotonic() - began)
+                self._show()
+                if self._pending_bytes > COMMIT_BYTES or time.monotonic() - self._last_commit > COMMIT_SECONDS:
+                    self._commit(done=False)
+                began = time.monotonic()
+        self._advance(steps)
+
+    def _texts(self, stopped: Callable[[], bool], steps: deque[_Step]) -> Iterator[WriteText]:
+        """What to write, in order; several may be taken before the first is in memory. `steps` says what each is."""
+        start = self.position
+        for index, source in enumerate(self.sources):
+            if index < start.source or index in self.skip:
+                continue
+            done = start.chunk if index == start.source else 0
+            steps.append(_Step(Position(index, start.char if done else 0, done)))
+            self.report.injected.append(source.name)
+            for number, chunk in enumerate(chunks(source.text, self.tokenizer, self.chunk_size)):
+                if number < done:
+                    continue
+                if stopped():
+                    self.report.interrupted = True
+                    return
+                steps.append(_Step(Position(index, chunk.end, number + 1), chunk))
+                yield WriteText(torch.tensor([chunk.ids]), notes=[_note(source, chunk)])
+            steps.append(_Step(Position(index + 1)))
+
+    def _advance(self, steps: deque[_Step]) -> Chunk | None:
+        """Go on past the next chunk, which is in memory now, and return it; None where no chunk is left."""
+        while steps:
+            step = steps.popleft()
+            self.position = step.position
+            if step.chunk is not None:
+                return step.chunk
+        return None
+
+    def _count(self, chunk: Chunk, seconds: float) -> None:
         if self.memory.journal is not None:
             record = self.memory.journal[0][-1]
             self._pending_bytes += record.values.nbytes + (0 if record.keys is None else record.keys.nbytes)
         self.report.tokens += len(chunk.ids)
         self.report.chunks += 1
-        self.report.slowest_chunk = max(self.report.slowest_chunk, time.monotonic() - began)
+        self.report.slowest_chunk = max(self.report.slowest_chunk, seconds)
         self.report.seconds = time.monotonic() - self._start
 
     def _commit(self, done: bool) -> None:
@@ -241,13 +263,14 @@ class Injection:
             length = self.state.path.stat().st_size
         self._compaction_at = max(2 * length, COMPACTION_BYTES)
 
-    def _show(self, index: int, source: Source) -> None:
+    def _show(self) -> None:
         if self.on_progress is None:
             return
+        index = self.position.source
         config, memory = self.model.config, self.memory
         self.on_progress(
             InjectProgress(
-                source=source.name,
+                source=self.sources[index].name,
                 chars_done=sum(self._lengths[:index]) + self.position.char,
                 chars_total=sum(self._lengths),
                 tokens=self.report.tokens,
@@ -260,6 +283,18 @@ class Injection:
                 rss=resident_memory(),
             )
         )
+
+
+def _note(source: Source, chunk: Chunk) -> dict:
+    """Provenance of a chunk, as the state keeps it."""
+    return {
+        "source": source.name,
+        "sha256": source.sha256,
+        "start": chunk.start,
+        "end": chunk.end,
+        "tokens": len(chunk.ids),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.core.value_codec import check_name
 from mplus_cli.data.sources import Source
 from mplus_cli.errors import StateError
+from mplus_cli.inference.device_map import write_stages
 from mplus_cli.inference.injection import Injection, InjectProgress, InjectReport
 from mplus_cli.inference.models import LoadedModel, load_for_state, load_model
 
@@ -28,6 +29,8 @@ class InjectOptions:
     dtype: str | None = None
     ltm_dtype: str | None = None
     quantize: str | None = None
+    device_map: str | None = None
+    pipeline: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,10 @@ def inject_into_file(
         with MemoryState.open(path, writable=True) as state:
             if options.ltm_dtype is not None:
                 state.check_values(options.ltm_dtype)
-            loaded = load_for_state(state, options.model, options.device, options.dtype, options.quantize)
+            where = options.device, options.dtype, options.quantize, options.device_map
+            loaded = load_for_state(state, options.model, *where)
             return _run(path, state, loaded, state.load_memory(loaded.model), sources, options, on_note, on_progress)
-    loaded = load_model(options.model, options.device, options.dtype, options.quantize)
+    loaded = load_model(options.model, options.device, options.dtype, options.quantize, options.device_map)
     memory = loaded.model.new_memory(seed=options.seed, values=options.ltm_dtype or "model")
     with MemoryState.create(path, loaded.model, memory, fresh=options.fresh) as state:
         return _run(path, state, loaded, memory, sources, options, on_note, on_progress)
@@ -80,8 +84,9 @@ def inject_into_file(
 def _run(path, state, loaded: LoadedModel, memory, sources, options, on_note, on_progress) -> InjectionSummary:
     model = loaded.model
     on_note(f"model {loaded.name} on {loaded.placement}")
+    stages = write_stages(model, options.pipeline)
     injection = Injection(
-        model, loaded.tokenizer, memory, state, sources, options.chunk_size, options.again, on_progress
+        model, loaded.tokenizer, memory, state, sources, options.chunk_size, options.again, on_progress, stages
     )
     if injection.resumes:
         on_note(f"continuing an interrupted injection after {injection.position.chunk:,} chunks")

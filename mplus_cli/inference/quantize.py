@@ -10,6 +10,7 @@ computed between stay in the model's dtype. Adapters are added to the result, ne
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mplus_cli.errors import CheckpointError, MissingExtraError, UsageError
 
 KINDS = ("int8", "int4")
 BLOCK = 64  # weights that share a scale
+SCALES = 256  # scales of int4 that share one themselves
 OUTLIER = 6.0  # entries of an input from here on keep their precision (LLM.int8(), section 3.2)
 
 
@@ -56,17 +58,32 @@ def quantize_backbone(model: MPlusForCausalLM, kind: str, device: torch.device |
         for name, part in layer.named_modules()
         if type(part) is nn.Linear and ".lora_" not in name
     ]
-    odd = next((name for _, name, part in found if kind == "int4" and part.in_features % BLOCK), None)
-    if odd is not None:
-        raise UsageError(
-            f"int4 takes matrices whose rows are multiples of {BLOCK} long; {odd} is none.",
-            "--quantize int8 takes all.",
-        )
+    check_widths(kind, {name: part.in_features for _, name, part in found})
     model.plain_weights_sha256 = model.fingerprint()["weights_sha256"]
     library, dtype = _library(), model.dtype
     for layer, name, part in found:
         layer.set_submodule(name, _quantized(library, part, kind, dtype, device))
     model.quantized = kind
+
+
+def check_widths(kind: str, widths: Mapping[str, int]) -> None:
+    """Raises UsageError: int4 does not take matrices of these names and lengths of rows."""
+    odd = next((name for name, width in widths.items() if kind == "int4" and width % BLOCK), None)
+    if odd is not None:
+        raise UsageError(
+            f"int4 takes matrices whose rows are multiples of {BLOCK} long; {odd} is none.",
+            "--quantize int8 takes all.",
+        )
+
+
+def quantized_bytes(kind: str, inputs: int, outputs: int) -> int:
+    """Bytes of a matrix in codes, its scales included: one float32 per row, or a byte per block, blocks of which share
+    another float32.
+    """
+    if kind == "int8":
+        return outputs * (inputs + 4)
+    blocks = inputs * outputs // BLOCK
+    return inputs * outputs // 2 + blocks + 4 * -(-blocks // SCALES)
 
 
 def _quantized(library: Any, part: nn.Linear, kind: str, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -10,6 +10,7 @@ from mplus_cli.core.memory import Memory
 from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.sources import Source
 from mplus_cli.inference.answering import Answer, AnswerSettings, answer
+from mplus_cli.inference.device_map import write_stages
 from mplus_cli.inference.explain import Passage, explain
 from mplus_cli.inference.injection import Injection, InjectProgress, InjectReport
 from mplus_cli.inference.models import load_for_state
@@ -23,6 +24,8 @@ class Session:
         model: folder or hub id; None for the model the state names.
         long_term: False answers from short-term memory alone.
         quantize: None for what the state names; another is refused.
+        device_map: layers over several devices, in the place of `device`.
+        compiled: generate through one compiled graph (see `core.decoding`).
     """
 
     def __init__(
@@ -34,12 +37,16 @@ class Session:
         settings: AnswerSettings | None = None,
         long_term: bool = True,
         quantize: str | None = None,
+        compiled: bool = False,
+        device_map: str | None = None,
     ) -> None:
         self.path, self.settings, self.long_term = path, settings or AnswerSettings(), long_term
         self.settings.check()
         self.state = MemoryState.open(path)
         try:
-            self.loaded = load_for_state(self.state, model, device, dtype, quantize)
+            self.loaded = load_for_state(self.state, model, device, dtype, quantize, device_map)
+            if compiled:
+                self.loaded.model.compile_decoding()
             self.memory: Memory = self.state.load_memory(self.loaded.model)
         except BaseException:
             self.state.close()
@@ -78,7 +85,11 @@ class Session:
         if self.memory.journal is None:
             self.memory.keep_journal()
         loaded = self.loaded
-        report = Injection(loaded.model, loaded.tokenizer, self.memory, None, sources, on_progress=on_progress).run()
+        stages = write_stages(loaded.model, None)
+        injection = Injection(
+            loaded.model, loaded.tokenizer, self.memory, None, sources, None, False, on_progress, stages
+        )
+        report = injection.run()
         self.unsaved += report.chunks
         return report
 

@@ -215,3 +215,26 @@ def test_quantizing_without_its_library_or_as_nobody_can(mplus, tmp_path, book_f
     code, out, err = mplus(*arguments, "int8")
     assert (code, out) == (2, "") and 'pip install "mplus[quantize]"' in err
     assert not (tmp_path / "m.pt").exists()
+
+
+def test_a_pipeline_or_layers_on_several_devices_change_nothing(mplus, tmp_path, book_file, model_folder):
+    digests = set()
+    for number, options in enumerate((["--no-pipeline"], ["--pipeline"], ["--device-map", "cpu=1,cpu=2"])):
+        path = tmp_path / f"{number}.pt"
+        code, out, err = mplus("inject", book_file, "--state", path, "--model", model_folder, *options)
+        assert code == 0 and "1,750 tokens in 28 chunks" in out
+        with MemoryState.open(path) as state:
+            digests.add(state.digest())
+    assert len(digests) == 1 and "1 layers on cpu, 2 on cpu" in err
+    code, out, _ = mplus("ask", "Who?", "--state", path, "--device-map", "cpu,cpu", "--max-new-tokens", "2", "--json")
+    assert code == 0 and json.loads(out)["retrieved"] == [16, 16, 16]
+
+
+def test_a_bad_device_map_is_one_message(mplus, tmp_path, book_file, model_folder):
+    command = ("inject", book_file, "--state", tmp_path / "m.pt", "--model", model_folder, "--device-map")
+    for text, message in (("cpu=2,cpu=2", "places 4 layers; the model has 3"), ("there", "unknown --device-map")):
+        code, out, err = mplus(*command, text)
+        assert (code, out) == (2, "") and message in err and "Traceback" not in err
+    code, _, err = mplus(*command, "cpu,cpu", "--device", "cpu")
+    assert code == 2 and "contradict" in err
+    assert not (tmp_path / "m.pt").exists()

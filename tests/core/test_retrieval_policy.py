@@ -94,7 +94,7 @@ def test_noise_has_the_norms_of_what_it_replaces(model):
     prefix = NoisePrefix(model, memory)
     plain = ZeroPrefix.__mro__[1](model, memory)
     hidden = torch.randn(2, 4, 64)
-    found = plain.retrieve(0, hidden, None)
+    found = [one.result() for one in plain.retrieve(0, hidden, None)]
     prefix.cos = plain.cos = torch.zeros(1, 1, 16)
     noise, rows = prefix.retrieved_tokens(0, found), plain.retrieved_tokens(0, found)
     torch.testing.assert_close(noise.norm(dim=-1), rows.norm(dim=-1), atol=1e-4, rtol=1e-4)

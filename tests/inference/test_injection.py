@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from datetime import datetime
 
 import pytest
 import torch
 
+from mplus_cli.core.state import convert
 from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.data.chunking import chunks
 from mplus_cli.data.sources import Source
@@ -85,6 +87,44 @@ def test_memory_is_what_the_chunks_written_one_by_one_give(model, tokenizer, pat
     values, created = memory.short_term.ordered(0)
     held = content(model, path)
     assert torch.equal(held[0], values) and torch.equal(held[1], created)
+
+
+class Noon(datetime):
+    """A clock that stands still: files of the same content are then the same bytes."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, 12, tzinfo=tz)
+
+
+@pytest.mark.parametrize("seconds", [1000.0, -1.0], ids=["one commit", "a commit per chunk"])
+@pytest.mark.parametrize("capacity", [80, 0], ids=["mplus", "memoryllm"])
+def test_a_pipeline_gives_the_same_file(tokenizer, path, monkeypatch, seconds, capacity):
+    for module in (injection, convert):
+        monkeypatch.setattr(module, "datetime", Noon)
+    monkeypatch.setattr(injection, "COMMIT_SECONDS", seconds)
+    model, files = tiny_model(long_term_capacity=capacity), []
+    for stages in (1, 2, 3):
+        own = path.with_name(f"{stages}.pt")
+        report = run(model, tokenizer, own, [BOOK, source("", "empty.txt"), SEQUEL], stages=stages)
+        assert report.injected == ["book.txt", "empty.txt", "sequel.txt"] and not report.interrupted
+        files.append(own.read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("stops", [[1], [7, 3], [20, 1, 1]])
+def test_interrupted_in_a_pipeline_and_resumed(model, tokenizer, path, commit_every_chunk, stops):
+    """What is under way when it is stopped goes in; the next run starts right behind it."""
+    done = 0
+    for stop in stops:
+        report = run(model, tokenizer, path, [BOOK, SEQUEL], stop, stages=3)
+        assert report.interrupted and stop <= report.chunks <= stop + 5 and report.resumed in (done, 0)
+        done = report.resumed + report.chunks
+    run(model, tokenizer, path, [BOOK, SEQUEL], stages=3)
+    run(model, tokenizer, path.with_name("plain.pt"), [BOOK, SEQUEL])
+    with MemoryState.open(path) as broken, MemoryState.open(path.with_name("plain.pt")) as plain:
+        assert broken.digest() == plain.digest()
+    assert notes(path) == notes(path.with_name("plain.pt"))
 
 
 @pytest.mark.parametrize("stops", [[1], [7, 3], [20, 1, 1]])

@@ -54,7 +54,7 @@ class StoredValues:
 
 def identity_of(model: MPlusForCausalLM, memory: Memory, row: int) -> dict[str, Any]:
     """What a state says it was made with."""
-    config = model.config
+    config = memory.config
     return {
         "model": model.fingerprint(),
         "layers": config.text_config.num_hidden_layers,
@@ -66,7 +66,7 @@ def identity_of(model: MPlusForCausalLM, memory: Memory, row: int) -> dict[str, 
         "retrieval_budget": config.retrieval_budget,
         "eviction": config.eviction,
         "initial_recall_frequency": config.initial_recall_frequency,
-        "dtype": str(memory.short_term.values.dtype).removeprefix("torch."),
+        "dtype": str(memory.short_term.dtype).removeprefix("torch."),
         "seed": memory.seeds[row],
         **({} if memory.codec.name == "model" else {"values": memory.codec.name}),
     }

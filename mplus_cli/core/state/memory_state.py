@@ -250,7 +250,7 @@ class MemoryState:
             StateError: another model, another dtype (to write), or what is read is damaged.
         """
         self.check_model(model)
-        store, log = self._store, self._store.log
+        store = self._store
         dtype = self._compute_dtype()
         if store.file.writable and model.dtype != dtype:
             held, given = (str(kind).removeprefix("torch.") for kind in (dtype, model.dtype))
@@ -259,19 +259,28 @@ class MemoryState:
             )
         values = "model" if self.values == "bfloat16" and model.dtype != dtype else self.values
         memory = model.new_memory(1, seed=int(self.identity["seed"]), initial="empty", values=values)
-        try:
-            fill_short_term(memory, 0, store)
-            if log.has_long_term:
-                fill_long_term(memory.long_term[0], store)
-        except (ValueError, RuntimeError, LookupError) as error:
-            raise StateError(f"The memory in {self.path} does not fit the model: {error}.") from error
-        memory.created_total = [log.created_total]
-        memory.changed()
+        self.fill(memory)
         if store.file.writable:
             memory.keep_journal()
         self._row = 0
         self._agree(memory)
         return memory
+
+    def fill(self, memory: Memory) -> None:
+        """Put what this state holds into an empty one-row memory, for example one of other sizes than the model's.
+
+        Raises:
+            StateError: it does not fit, or what is read is damaged.
+        """
+        store = self._store
+        try:
+            fill_short_term(memory, 0, store)
+            if store.log.has_long_term:
+                fill_long_term(memory.long_term[0], store)
+        except (ValueError, RuntimeError, LookupError) as error:
+            raise StateError(f"The memory in {self.path} does not fit the model: {error}.") from error
+        memory.created_total = [store.log.created_total]
+        memory.changed()
 
     def commit(self, memory: Memory, job: Any = None) -> int:
         """Make everything written since the last commit durable, at a cost of that alone, and empty the journal.

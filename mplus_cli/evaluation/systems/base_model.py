@@ -127,7 +127,8 @@ def _weights(model: MPlusForCausalLM, adapter: str | None) -> dict[str, torch.Te
     weights = {"lm_head.weight": model.lm_head.weight.detach()}
     for name, tensor in model.model.state_dict().items():
         if ".lora_" not in name:
-            weights["model." + name.replace(".base_layer.", ".")] = tensor.detach()
+            held = tensor.detach().to(model.device) if name == "embed_tokens.weight" else tensor.detach()
+            weights["model." + name.replace(".base_layer.", ".")] = held
     modules = model.model.named_modules() if adapter else []
     for name, module in modules:
         if adapter in getattr(module, "lora_A", {}):

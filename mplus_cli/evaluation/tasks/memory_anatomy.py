@@ -106,7 +106,8 @@ def _tokens(
     """The tokens that a write has left in a store: values [m, d] on the model's device, creation indices [m]."""
     at = ((created >= write.start) & (created < write.start + write.made)).nonzero().squeeze(1)
     if store == "short":
-        values = memory.short_term.values[row, layer][at.to(memory.short_term.values.device)]
+        held_values = memory.short_term.layer(layer)[row]
+        values = held_values[at.to(held_values.device)]
     else:
         held = memory.long_term[row].layers[layer]
         values = held.fetch(layer, at + held.created.start)

@@ -83,7 +83,8 @@ def gather(memory: Memory, row: int, created: torch.Tensor) -> torch.Tensor | No
         index = torch.cat([memory.short_term.created[row, layer][short], live[places]])
         if len(index) != len(created):
             return None
-        near = memory.short_term.values[row, layer][short.to(memory.short_term.values.device)]
+        values = memory.short_term.layer(layer)[row]
+        near = values[short.to(values.device)]
         far = store.fetch(layer, places + store.created.start).to(near)
         layers.append(torch.cat([near, far])[index.argsort().to(near.device)])
     return torch.stack(layers)
