@@ -56,6 +56,7 @@ StoredOption = Annotated[
     int | None,
     typer.Option("--stored", min=0, help="Long-term tokens in memory before the text.", rich_help_panel=WHAT),
 ]
+QuantizeOption = Annotated[str | None, options.quantize_option(HOW)]
 AdaptersOption = Annotated[
     str | None,
     typer.Option(

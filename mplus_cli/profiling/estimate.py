@@ -11,16 +11,20 @@ from typing import Any
 import torch
 
 from mplus_cli.core.attention import SMALL
-from mplus_cli.core.cache import GROWTH
-from mplus_cli.core.long_term_memory import BLOCK_ROWS, BLOCKS, KEY_BLOCKS, BlockList
-from mplus_cli.core.retrieved_rows import QUESTIONS_HELD
+from mplus_cli.core.cache import text_ahead, text_room
+from mplus_cli.core.host_embedding import LEAST_BYTES
+from mplus_cli.core.long_term_memory import BLOCK_ROWS, BLOCKS, BlockList, most_key_rows
+from mplus_cli.core.prefix import PROJECTED_AT_ONCE
+from mplus_cli.core.retrieved_rows import questions_held
 from mplus_cli.core.retriever import PRODUCTS_AT_ONCE
 from mplus_cli.core.value_codec import ValueCodec, value_codec
+from mplus_cli.inference.quantize import quantized_bytes
 from mplus_cli.profiling.operations import question_flops, text_flops, token_flops, write_flops
 from mplus_cli.profiling.sizes import Fill, Sizes
 from mplus_cli.profiling.systems import Asked
 
-CARRIED = "memory in the checkpoint"
+CARRIED, EMBEDDINGS, KEYS = "memory in the checkpoint", "token embeddings", "retrieval keys"
+HOME = torch.device("cpu")
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
 
 
@@ -31,6 +35,7 @@ class Cell:
     Attributes:
         prompt: last tokens, which are read and not injected; new_tokens: generated after the first.
         stored: long-term tokens in memory before the text; merged: adapters merged into copies of the weights.
+        quantize: the backbone in `int8` or `int4`.
     """
 
     asked: Asked
@@ -40,6 +45,7 @@ class Cell:
     stored: int
     merged: bool
     device: torch.device
+    quantize: str | None = None
 
     @property
     def gpu(self) -> bool:
@@ -76,10 +82,11 @@ def estimate(sizes: Sizes, cell: Cell) -> dict[str, Any]:
     long_term = cell.asked.name == "mplus"
     fill = Fill.after(sizes, cell.length - cell.prompt, sizes.chunk, long_term, cell.stored)
     offload = bool(cell.asked.options.offload) and cell.gpu
-    held = _memory_bytes(sizes, cell, fill)
-    on_host = ["long-term values", CARRIED, "short-term memory"][: 3 if offload else 2] if cell.gpu else []
+    held = _memory_bytes(sizes, cell, fill, offload)
+    on_host = ["long-term values", CARRIED, EMBEDDINGS, "short-term memory", KEYS][: 5 if offload else 3]
+    on_host = on_host if cell.gpu else []
     host = {name: held.pop(name) for name in on_host if name in held}
-    reading = _reading_bytes(sizes, cell, fill)
+    reading = _reading_bytes(sizes, cell, fill, offload)
     writing = _writing_bytes(sizes)
     working = reading if sum(reading.values()) >= writing else {"activations": writing}
     found = {**held, **working}
@@ -94,19 +101,23 @@ def estimate(sizes: Sizes, cell: Cell) -> dict[str, Any]:
         "peak_bytes": sum(found.values()),
         "flops": flops | {"total": fill.writes * flops["write"] + flops["first_token"]},
         "state_bytes": _state_bytes(sizes, cell, fill),
-        "transfer_bytes": _transfers(sizes, fill, offload, long_term) if cell.gpu else {"write": 0, "question": 0},
-        "read_bytes": _weights_read(sizes) + 2 * sizes.L * sizes.kv * (fill.prefix + cell.prompt) * sizes.bytes,
+        "transfer_bytes": _transfers(sizes, cell, fill, offload) if cell.gpu else {"write": 0, "question": 0},
+        "read_bytes": _weights_read(sizes)
+        - _saved_by_codes(sizes, cell.quantize)
+        + 2 * sizes.L * sizes.kv * (fill.prefix + cell.prompt) * sizes.bytes,
         "writes": fill.writes,
         "long_term_tokens": fill.long,
     }
 
 
-def _memory_bytes(sizes: Sizes, cell: Cell, fill: Fill) -> dict[str, int]:
+def _memory_bytes(sizes: Sizes, cell: Cell, fill: Fill, offload: bool) -> dict[str, int]:
     """What stays from question to question."""
     b, layers = sizes.bytes, sizes.L
     merged = 2 * layers * sizes.layer_weights(sizes.adapted) if cell.merged else 0
+    table = embeddings_apart(sizes) if cell.gpu else 0
     found = {
-        "weights": sizes.memory_model * b,
+        "weights": sizes.memory_model * b - table - _saved_by_codes(sizes, cell.quantize),
+        EMBEDDINGS: table,
         "merged weights": merged * b,
         "short-term memory": layers * sizes.N * (sizes.d * b + 8),
         "long-term values": 0,
@@ -116,9 +127,9 @@ def _memory_bytes(sizes: Sizes, cell: Cell, fill: Fill) -> dict[str, int]:
         codec = _codec(sizes, cell)
         row = sizes.d + codec.extra
         values = _reserved((row,), codec.stored, fill.long, sizes.M // BLOCKS) * row * codec.stored.itemsize
-        keys = _reserved((sizes.r,), dtype, fill.long, sizes.M // KEY_BLOCKS)
+        keys = _reserved((sizes.r,), dtype, fill.long, _key_rows(sizes, cell, offload))
         found["long-term values"] = layers * (values + _reserved((), torch.int64, fill.long, BLOCK_ROWS[1]) * 8)
-        found["retrieval keys"] = layers * keys * sizes.r * b
+        found[KEYS] = layers * keys * sizes.r * b
     if sizes.config.initial_short_term_size:  # the checkpoint keeps its own copy of the memory it carries
         config = sizes.config
         short, long = (
@@ -127,6 +138,31 @@ def _memory_bytes(sizes: Sizes, cell: Cell, fill: Fill) -> dict[str, int]:
         )
         found[CARRIED] = layers * ((short + long) * (sizes.d * b + 8) + long * (sizes.r * b + 4))
     return found
+
+
+def _saved_by_codes(sizes: Sizes, kind: str | None) -> int:
+    """Bytes by which a quantized backbone is smaller."""
+    if kind is None:
+        return 0
+    codes = sum(quantized_bytes(kind, *shape) for shape in sizes.matrices.values())
+    return sizes.L * (sizes.layer_weights() * sizes.bytes - codes)
+
+
+def _decoded_bytes(sizes: Sizes, cell: Cell, n: int) -> int:
+    """What a GPU makes of codes for the product of its largest matrix: the matrix (int4), or sums in int32 (int8)."""
+    if cell.quantize is None or not cell.gpu:
+        return 0
+    return sizes.d * sizes.I * sizes.bytes if cell.quantize == "int4" else 4 * n * sizes.I
+
+
+def embeddings_apart(sizes: Sizes) -> int:
+    """Bytes of token embeddings that stay on the host beside a GPU (see `core.host_embedding`)."""
+    table = sizes.V * sizes.d * sizes.bytes
+    return 0 if sizes.config.tie_word_embeddings or table < LEAST_BYTES else table
+
+
+def _key_rows(sizes: Sizes, cell: Cell, offload: bool) -> int:
+    return most_key_rows(sizes.M, HOME if offload else cell.device)
 
 
 def _codec(sizes: Sizes, cell: Cell) -> ValueCodec:
@@ -139,22 +175,26 @@ def _reserved(shape: tuple[int, ...], dtype: torch.dtype, rows: int, most: int) 
     return -(-rows // block) * block
 
 
-def _reading_bytes(sizes: Sizes, cell: Cell, fill: Fill) -> dict[str, int]:
+def _reading_bytes(sizes: Sizes, cell: Cell, fill: Fill, offload: bool) -> dict[str, int]:
     """What a read adds: keys and values, those of retrieved rows kept for the next question, and the largest layer."""
     b, n = sizes.bytes, cell.prompt
     total = fill.prefix + n
-    # The buffer begins with room for GROWTH tokens of text and grows by a quarter (`BufferLayer`).
-    room = fill.prefix + GROWTH if n <= GROWTH else max(total + GROWTH, total + total // 4)
+    room = fill.prefix + text_room(text_ahead(n, 1 + cell.new_tokens))
     found = {"keys and values": 2 * sizes.L * sizes.kv * room * b}
     if fill.retrieved:
-        questions = 1 if cell.gpu else QUESTIONS_HELD
+        questions = questions_held(cell.device, offload)
         found["kept retrieved rows"] = 2 * sizes.L * sizes.kv * fill.retrieved * questions * b
-    project = (1 + fill.short) * (2 * sizes.d * b + 2 * sizes.d * 4 + 4 * sizes.kv * b)
-    block = min(fill.long, _reserved((sizes.r,), _DTYPES[b], 1, sizes.M // KEY_BLOCKS)) if fill.long else 0
+    if offload:  # of one layer, and of the next on its way
+        keys = fill.long * sizes.r if cell.asked.name == "mplus" else 0
+        found["layers on their way"] = 2 * (fill.short * sizes.d + keys) * b
+    row = 2 * sizes.d * (b + 4) + 4 * sizes.kv * b
+    project = max(min((1 + fill.short) * row, PROJECTED_AT_ONCE), fill.retrieved * row)
+    block = min(fill.long, _reserved((sizes.r,), _DTYPES[b], 1, _key_rows(sizes, cell, offload))) if fill.long else 0
     score = min(n * block, max(PRODUCTS_AT_ONCE, block)) * (b + 4)
     layer = n * (3 * sizes.I + 3 * sizes.d) * b
     mix = n * (3 * sizes.q + 2 * sizes.d) * b + _attention_bytes(sizes, cell.gpu, n, total)
     tables = 2 * fill.prefix * sizes.D * 4
+    layer += _decoded_bytes(sizes, cell, n)
     found["activations"] = max(project, score, layer, mix) + 2 * n * sizes.d * b + tables + 2 * sizes.V * 4
     return found
 
@@ -194,11 +234,14 @@ def _state_bytes(sizes: Sizes, cell: Cell, fill: Fill) -> int:
     return sizes.L * (made * row + dropped * 8 + keys)
 
 
-def _transfers(sizes: Sizes, fill: Fill, offload: bool, long_term: bool) -> dict[str, int]:
-    row = sizes.L * sizes.d * sizes.bytes
+def _transfers(sizes: Sizes, cell: Cell, fill: Fill, offload: bool) -> dict[str, int]:
+    long_term, row = cell.asked.name == "mplus", sizes.L * sizes.d * sizes.bytes
+    keys = sizes.L * sizes.r * sizes.bytes if offload and long_term else 0
+    embedded = sizes.d * sizes.bytes if embeddings_apart(sizes) else 0
     return {
-        "write": row * sizes.K * (long_term + 3 * offload),  # dropped values leave; offloaded: context, new and old
-        "question": row * (fill.retrieved + offload * fill.short),
+        # dropped values leave; offloaded: context, new and old, and their keys
+        "write": row * sizes.K * (long_term + 3 * offload) + sizes.K * keys + sizes.chunk * embedded,
+        "question": row * (fill.retrieved + offload * fill.short) + fill.long * keys + cell.prompt * embedded,
     }
 
 

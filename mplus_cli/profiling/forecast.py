@@ -13,7 +13,7 @@ from mplus_cli.evaluation.report import Table
 from mplus_cli.inference.devices import limit_threads
 from mplus_cli.profiling.gpus import Gpu
 from mplus_cli.profiling.planning import Plan, Planned
-from mplus_cli.profiling.report import duration_ms
+from mplus_cli.profiling.report import duration_ms, precision
 from mplus_cli.profiling.request import length_text
 from mplus_cli.profiling.sizes import Sizes
 from mplus_cli.profiling.subjects import synchronize
@@ -93,7 +93,7 @@ def forecast(plan: Plan, rates: dict[str, float], gpu: Gpu | None = None) -> tup
         cells.append(about | {"estimate": cost, "floor": least, "obstacle": one.obstacle})
     where = f"the data sheet of {gpu.name}" if gpu else "this machine now"
     title = (
-        f"estimate for {plan.name}, {plan.facts['dtype']} on {gpu.name if gpu else plan.facts['device']}: times are "
+        f"estimate for {plan.name}, {precision(plan.facts)} on {gpu.name if gpu else plan.facts['device']}: times are "
         f"the least that {rates['flops'] / 1e9:,.0f} GFLOP/s and {rates['bytes'] / 1e9:,.0f} GB/s allow ({where})"
     )
     tables = [Table(title, HEADERS, lines), purposes(plan.cells)]

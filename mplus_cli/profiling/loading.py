@@ -11,12 +11,14 @@ from transformers.utils import logging as transformers_logging
 
 from mplus_cli.core.adapters import READ, WRITE
 from mplus_cli.core.allocator import keep_freed_memory
+from mplus_cli.core.host_embedding import embeddings_on_host
 from mplus_cli.core.merged import can_merge
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.systems.base_model import backbone, put_bos_rows, stood_alone
 from mplus_cli.inference.devices import choose_placement, limit_threads
 from mplus_cli.inference.models import MERGED_WEIGHTS, load_model
+from mplus_cli.inference.quantize import quantize_backbone
 from mplus_cli.profiling.configurations import built, known_configuration, random_model
 from mplus_cli.profiling.subjects import TextSubject
 from mplus_cli.profiling.systems import Asked
@@ -32,17 +34,24 @@ class ModelChoice:
     dtype: str
     adapters: str | None
     threads: int | None
+    quantize: str | None = None
 
 
 def load(choice: ModelChoice) -> MPlusForCausalLM:
     """The memory model of a choice, ready for inference."""
     if choice.random_weights is None:
-        model = load_model(choice.model, choice.device, choice.dtype).model
+        model = load_model(choice.model, choice.device, choice.dtype, choice.quantize).model
     else:
         config = known_configuration(choice.random_weights)
         placement = choose_placement(choice.device, choice.dtype)
         _quiet()
-        model = random_model(config, placement.device, placement.dtype)
+        home = torch.device("cpu") if choice.quantize else placement.device
+        model = random_model(config, home, placement.dtype)
+        if choice.quantize:
+            quantize_backbone(model, choice.quantize, placement.device)
+            model.to(placement.device)  # type: ignore[arg-type]
+        if placement.device.type == "cuda":
+            embeddings_on_host(model)
     count = sum(parameter.numel() for parameter in model.parameters())
     limit_threads(choose_placement(choice.device, choice.dtype), count)
     if choice.threads is not None:

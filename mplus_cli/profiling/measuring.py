@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mplus_cli.machine import PeakMemory, resident_memory
 from mplus_cli.profiling.breakdown import breakdown
-from mplus_cli.profiling.estimate import Cell
+from mplus_cli.profiling.estimate import Cell, estimate
 from mplus_cli.profiling.loading import ModelChoice, load, text_subject
 from mplus_cli.profiling.phases import RETRIEVAL, regions
+from mplus_cli.profiling.sizes import Sizes
 from mplus_cli.profiling.state_size import state_size
 from mplus_cli.profiling.subjects import MemorySubject, Subject, synchronize
 
@@ -65,7 +66,7 @@ def measure(
         found["retrieval_ms"] = _retrieval(subject, min(repeats or REPEATS, found["first_token_ms"]["count"]))
         found["long_term_tokens"] = len(subject.memory.long_term[0]) if subject.memory.long_term else 0
         found["retrieved"] = [len(rows[0].created) for rows in subject.memory.last_retrieval]
-    found["flops"] = count_flops(subject, cell.new_tokens)
+    found["flops"] = _flops(subject, cell)
     if isinstance(subject, MemorySubject):
         found["state_bytes"] = _state(subject)
     if with_breakdown:
@@ -184,6 +185,13 @@ class Clock:
             if self._depth == 0:
                 synchronize(self.device)
                 self.seconds += time.perf_counter() - start
+
+
+def _flops(subject: Subject, cell: Cell) -> dict[str, int]:
+    """Counted; of a quantized backbone by formula, since torch's counter does not know its products."""
+    if cell.quantize is None:
+        return count_flops(subject, cell.new_tokens)
+    return estimate(Sizes.of(subject.model.config, subject.model.dtype), cell)["flops"]
 
 
 def count_flops(subject: Subject, new_tokens: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The published costs of M+ (arXiv 2502.00592) beside ours: Table 1, the FLOPs table, and what Figure 7 shows."""
+"""The published costs of M+ (see `published`) beside ours: Table 1, the FLOPs table, and what Figure 7 shows."""
 
 from __future__ import annotations
 
@@ -7,31 +7,9 @@ from typing import Any
 
 from mplus_cli.evaluation.report import Table
 from mplus_cli.profiling.cells import OK, OOM
+from mplus_cli.profiling.published import FLOPS, MEMORY_MB, MODELS, OFFLOAD_OVERHEAD
 from mplus_cli.profiling.request import length_text
 from mplus_cli.profiling.running import Row
-
-# Table 1: peak GPU memory on LongBook, MB; the MemoryLLM rows are from the authors' answers to reviewers.
-MEMORY_MB = {
-    "snapkv": 32_574.49,
-    "full": 30_422.70,
-    "mplus": 21_177.76,
-    "window": 19_239.21,
-    "mplus --offload": 17_973.34,
-    "memoryllm": 21_176.24,
-    "memoryllm --offload": 17_967.47,
-}
-MODELS = {"snapkv": "Llama-3.1-8B-SnapKV", "full": "Llama-3.2-3B-128k", "window": "Llama-3.1-8B-16k"}
-# FLOPs of telling the text and one token: plain Llama, M+. None is out of memory.
-FLOPS: dict[int, tuple[float | None, float]] = {
-    2_048: (5.68e13, 6.92e13),
-    4_096: (1.13e14, 1.32e14),
-    8_192: (2.26e14, 2.55e14),
-    16_384: (4.48e14, 5.01e14),
-    32_768: (8.88e14, 9.86e14),
-    65_536: (1.75e15, 1.94e15),
-    131_072: (None, 3.78e15),
-}
-OFFLOAD_OVERHEAD = 0.03  # of the latency at 128k
 
 
 def comparison(rows: Sequence[Row]) -> list[Table]:

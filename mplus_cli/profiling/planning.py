@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mplus_cli.errors import CheckpointError, UsageError
 from mplus_cli.inference.devices import Placement, choose_placement
 from mplus_cli.inference.locate import model_folder
 from mplus_cli.inference.models import MERGED_WEIGHTS
+from mplus_cli.inference.quantize import check_kind, check_widths
 from mplus_cli.machine import host_memory
 from mplus_cli.profiling.configurations import CONFIGURATIONS, configuration_of, known_configuration
 from mplus_cli.profiling.estimate import Cell, estimate, positions
@@ -24,7 +26,7 @@ from mplus_cli.profiling.gpus import Gpu
 from mplus_cli.profiling.loading import ModelChoice
 from mplus_cli.profiling.request import DEFAULT_LENGTHS, Request, length_text
 from mplus_cli.profiling.sizes import Fill, Sizes
-from mplus_cli.profiling.systems import default_systems, find_systems
+from mplus_cli.profiling.systems import Asked, default_systems, find_systems
 
 NEW_TOKENS = 16
 LIBRARIES = 400 << 20  # bytes that Python and torch hold before a model is there
@@ -78,9 +80,13 @@ def make_plan(request: Request, gpu: Gpu | None = None) -> Plan:
     weights = Sizes.of(config, torch.float32).memory_model
     placement = gpu.placement(request.dtype) if gpu else choose_placement(request.device, request.dtype, weights)
     sizes = Sizes.of(config, placement.dtype)
-    merged = _merged(request.adapters, sizes, placement)
-    texts = request.systems or default_systems(placement.device.type == "cuda", config.has_long_term_memory)
+    merged = request.quantize is None and _merged(request.adapters, sizes, placement)
+    texts = request.systems or default_systems(
+        placement.device.type == "cuda", config.has_long_term_memory, request.quantize is None
+    )
     systems = find_systems(texts, request.offload)
+    if request.quantize is not None:
+        _check_quantize(request.quantize, sizes, systems)
     lacking = [asked.label for asked in systems if asked.name == "mplus" and not config.has_long_term_memory]
     if lacking:
         raise UsageError(f"{lacking[0]} needs long-term memory; the model {name} has none", hint="--system memoryllm")
@@ -89,7 +95,7 @@ def make_plan(request: Request, gpu: Gpu | None = None) -> Plan:
         for asked in systems:
             prompt = request.prompt_for(length)
             tokens = NEW_TOKENS if request.new_tokens is None else request.new_tokens
-            cell = Cell(asked, length, prompt, tokens, request.stored or 0, merged, placement.device)
+            cell = Cell(asked, length, prompt, tokens, request.stored or 0, merged, placement.device, request.quantize)
             cost = estimate(sizes, cell)
             cells.append(Planned(cell, cost, _obstacle(sizes, cell, cost, gpu)))
     choice = ModelChoice(
@@ -99,6 +105,7 @@ def make_plan(request: Request, gpu: Gpu | None = None) -> Plan:
         dtype=str(placement.dtype).removeprefix("torch."),
         adapters=request.adapters,
         threads=request.threads,
+        quantize=request.quantize,
     )
     facts = {
         "name": name,
@@ -106,6 +113,7 @@ def make_plan(request: Request, gpu: Gpu | None = None) -> Plan:
         "dtype": choice.dtype,
         "device": choice.device,
         "adapters": "merged" if merged else "separate",
+        "quantize": request.quantize,
     }
     return Plan(request, name, facts, placement, choice, sizes, tuple(cells))
 
@@ -134,6 +142,17 @@ def _configuration(request: Request) -> tuple[str, MPlusConfig, str | None]:
             f"--model FOLDER, --model HUB/ID{known}",
         ) from error
     return name, convert_config(raw) if is_published(raw) else MPlusConfig.from_dict(raw), request.model
+
+
+def _check_quantize(kind: str, sizes: Sizes, systems: Sequence[Asked]) -> None:
+    """Raises UsageError: an unknown kind, matrices that it does not take, or systems without memory."""
+    check_kind(kind)
+    plain = [asked.label for asked in systems if not asked.has_memory]
+    if plain:
+        raise UsageError(
+            f"--quantize is for systems with memory; {', '.join(plain)} run the plain backbone", hint="--system mplus"
+        )
+    check_widths(kind, {name: width for name, (width, _) in sizes.matrices.items()})
 
 
 def _merged(adapters: str | None, sizes: Sizes, placement: Placement) -> bool:

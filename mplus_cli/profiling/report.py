@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,16 @@ def main_table(plan: Plan, rows: Sequence[Row]) -> Table:
     return Table(_title(plan, rows), HEADERS, lines)
 
 
+def precision(facts: Mapping[str, Any]) -> str:
+    """In what the model computes, and its backbone is kept."""
+    return f"{facts['dtype']}, backbone in {facts['quantize']}" if facts.get("quantize") else str(facts["dtype"])
+
+
 def _title(plan: Plan, rows: Sequence[Row]) -> str:
     facts = plan.facts
     merged = {str(row.result["adapters"]) for row in rows if row.result.get("adapters")} or {str(facts["adapters"])}
     return (
-        f"{plan.name}, {facts['parameters'] / 1e6:,.1f}M parameters, {facts['dtype']} on {facts['device']}, "
+        f"{plan.name}, {facts['parameters'] / 1e6:,.1f}M parameters, {precision(facts)} on {facts['device']}, "
         f"adapters {'/'.join(sorted(merged))}"
     )
 

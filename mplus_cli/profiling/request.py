@@ -29,6 +29,7 @@ class Request:
         out: folder of the results.
         systems: `name` or `name:key=value,...`; lengths: tokens of the whole text.
         model: folder, hub id or None for the bundled one; random_weights: a known configuration or a folder instead.
+        quantize: the backbone in `int8` or `int4`.
         adapters: `merged` into copies of the weights, or `separate`.
         prompt: last tokens of the text, which are read and not injected.
         new_tokens: generated after the first; repeats: of every timed question; writes: that are timed, 0 for all.
@@ -44,6 +45,7 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     offload: bool = False
+    quantize: str | None = None
     adapters: str | None = None
     prompt: int | None = None
     new_tokens: int | None = None
@@ -57,6 +59,8 @@ class Request:
         problems = []
         if self.adapters is not None and self.adapters not in ADAPTERS:
             problems.append(f"--adapters {self.adapters} is neither merged nor separate")
+        if self.quantize is not None and self.adapters == "merged":
+            problems.append("--quantize leaves adapters apart: they are not merged into codes")
         if self.model is not None and self.random_weights is not None:
             problems.append("--model and --random-weights are two models; give one")
         if problems:

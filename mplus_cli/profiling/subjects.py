@@ -94,6 +94,8 @@ class MemorySubject(Subject):
         if asked.name == "memoryllm":
             changes["long_term_capacity"] = 0
         self.model, self.config = model, model.config.varied(**changes)
+        if asked.options.compile:
+            model.compile_decoding()
         self.chunk = asked.options.chunk_size or self.config.chunk_size
         self.writes = -(-injected // self.chunk)
         self.last_chunk = injected - (self.writes - 1) * self.chunk

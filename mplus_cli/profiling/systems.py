@@ -23,6 +23,7 @@ class MemoryOptions:
         offload: keep short-term values on the host; a read brings them to the GPU layer by layer (M+ table 1).
         short_term_size: N; long_term_capacity: M; retrieval_budget: K_theta; chunk_size: text tokens per write.
         ltm_dtype: long-term values in less space, see `core.value_codec`.
+        compile: generate through one compiled graph, see `core.decoding`.
     """
 
     offload: bool = False
@@ -31,6 +32,7 @@ class MemoryOptions:
     retrieval_budget: Size | None = None
     chunk_size: Size | None = None
     ltm_dtype: Literal["model", "bfloat16", "float8", "int8"] = "model"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class MemoryLLMOptions:
     offload: bool = False
     short_term_size: Size | None = None
     chunk_size: Size | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,12 @@ def find_systems(texts: tuple[str, ...], offload: bool) -> list[Asked]:
     return list(found.values())
 
 
-def default_systems(gpu: bool, long_term: bool) -> tuple[str, ...]:
-    """What is compared where nothing is named: everything that runs here and differs here."""
+def default_systems(gpu: bool, long_term: bool, plain: bool = True) -> tuple[str, ...]:
+    """What is compared where nothing is named: everything that runs here and differs here. plain: those without memory
+    too."""
     own = ("mplus", "mplus:offload=true") if gpu else ("mplus",)  # on a CPU everything is on the host
     rest = ("memoryllm", "window", "full") + (("snapkv",) if importlib.util.find_spec("kvpress") else ())
-    return (own if long_term else ()) + rest
+    return (own if long_term else ()) + (rest if plain else rest[:1])
 
 
 def require_kvpress() -> Any:

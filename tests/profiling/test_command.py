@@ -79,6 +79,36 @@ def test_a_checkpoint_and_a_configuration_without_weights(mplus, model, model_fo
     assert code == 2 and "configuration and no weights" in err and f"--random-weights {model}" in err
 
 
+def test_a_quantized_backbone(mplus, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    asked = ("--random-weights", "1m", "--len", "500", "--quantize", "int8", *QUICK, "--out", tmp_path / "int8")
+    code, text, _ = mplus("profile", *asked, "--adapters", "separate")
+    assert code == 0 and "float32, backbone in int8" in text and "window" not in text
+    found = {one["system"]: one for one in cells(tmp_path / "int8")}
+    assert set(found) == {"mplus", "memoryllm"} and all(one["status"] == "ok" for one in found.values())
+    assert found["mplus"]["flops"]["write"] > 1e6
+    sizes = []
+    for more in ((), ("--quantize", "int4")):
+        code, text, _ = mplus(
+            "profile",
+            "--estimate",
+            "--random-weights",
+            "llama-3.1-8b",
+            "--gpu",
+            "RTX 3090",
+            "--json",
+            "--system",
+            "mplus",
+            "--offload",
+            "--len",
+            "128k",
+            *more,
+        )
+        assert code == 0
+        sizes.append(json.loads(text)["cells"][0]["estimate"]["peak_bytes"])
+    assert sizes[1] < 12e9 < sizes[0]  # the card of 12 GB that 4 bits are for
+
+
 def test_an_estimate_runs_and_writes_nothing(mplus, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -106,6 +136,9 @@ def test_an_estimate_runs_and_writes_nothing(mplus, model, tmp_path, monkeypatch
         (("--random-weights", "1m", "--gpu", "H100"), "--estimate"),
         (("--random-weights", "1m", "--estimate", "--gpu", "H1000"), "did you mean H100"),
         (("--model", "nowhere/at-all"), "No model at"),
+        (("--random-weights", "1m", "--quantize", "int3"), "unknown --quantize"),
+        (("--random-weights", "1m", "--quantize", "int8", "--system", "full"), "run the plain backbone"),
+        (("--random-weights", "1m", "--quantize", "int8", "--adapters", "merged"), "not merged into codes"),
         (("--resume",), "no profile to go on with"),
     ],
 )

@@ -11,10 +11,11 @@ from mplus_cli.profiling.configurations import CONFIGURATIONS, known_configurati
 from mplus_cli.profiling.estimate import estimate
 from mplus_cli.profiling.loading import ModelChoice, load, text_subject
 from mplus_cli.profiling.measuring import count_flops
+from mplus_cli.profiling.published import MEMORY_MB
 from mplus_cli.profiling.sizes import Fill, Sizes
 from mplus_cli.profiling.state_size import state_size
 from mplus_cli.profiling.subjects import MemorySubject
-from tests.profiling.helpers import TensorPeak, cell, config_folder, small_model_config
+from tests.profiling.helpers import TEXT, TensorPeak, cell, config_folder, small_model_config
 
 WITHIN = 0.10
 CASES = [
@@ -117,7 +118,55 @@ def test_what_crosses_to_a_gpu():
     plain = estimate(sizes, cell("mplus", 16_384, device=gpu, merged=False))
     offloaded = estimate(sizes, cell("mplus:offload=true", 16_384, device=gpu, merged=False))
     assert plain["transfer_bytes"]["question"] == row * 64
-    assert offloaded["transfer_bytes"]["question"] == row * (64 + 512)
-    moved = 3 * 512 * (64 * 4 + 8)
-    assert plain["peak_bytes"] - offloaded["peak_bytes"] == moved == offloaded["host_bytes"]["short-term memory"]
+    stored = plain["long_term_tokens"]
+    assert stored == offloaded["long_term_tokens"] > 4096
+    assert offloaded["transfer_bytes"]["question"] == row * (64 + 512) + 3 * stored * 16 * 4
+    short, keys = offloaded["host_bytes"]["short-term memory"], offloaded["host_bytes"]["retrieval keys"]
+    assert short == 3 * 512 * (64 * 4 + 8) and keys >= 3 * stored * 16 * 4
+    assert plain["bytes"]["retrieval keys"] == 3 * -(-stored // 4096) * 4096 * 16 * 4
+    assert plain["bytes"]["kept retrieved rows"] > 0 == offloaded["bytes"]["kept retrieved rows"]
+    assert offloaded["bytes"]["layers on their way"] == 2 * 4 * (512 * 64 + stored * 16)
     assert "long-term values" in plain["host_bytes"] and "long-term values" not in plain["bytes"]
+
+
+def test_8b_at_128k_needs_less_than_the_published_figures():
+    """Table 1 of the paper in MiB: what offloading saves there is 12,800 rows of 32 layers in bfloat16 to the MiB."""
+    sizes, gpu = Sizes.of(known_configuration("llama-3.1-8b"), torch.bfloat16), torch.device("cuda")
+    assert round(21_176.24 - 17_967.47) == pytest.approx(12_800 * 4096 * 32 * 2 / 2**20, rel=0.005)
+    for system in ("mplus", "mplus:offload=true", "memoryllm", "memoryllm:offload=true"):
+        one = cell(system, 131_072, 2048, merged=False, device=gpu, new_tokens=16)
+        found = estimate(sizes, one)
+        assert found["peak_bytes"] < MEMORY_MB[one.asked.label] * 2**20, found["bytes"]
+
+
+def scales(module) -> list[torch.Tensor]:
+    """Scales of a quantized matrix, as the library keeps them until it runs."""
+    weight = module._parameters.get("weight")  # not what an adapter shows of the matrix inside
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        return [state.absmax, state.state2.absmax]
+    return [weight.SCB] if getattr(weight, "SCB", None) is not None else []
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantized_weights_to_the_byte_and_the_rest_as_before(tmp_path, kind):
+    pytest.importorskip("bitsandbytes")
+    text = TEXT | {"hidden_size": 256, "head_dim": 64, "intermediate_size": 192}
+    folder, sizes = (
+        config_folder(tmp_path, text_config=text),
+        Sizes.of(small_model_config(text_config=text), torch.float32),
+    )
+    one = cell("mplus", 4_096, merged=False, quantize=kind)
+    expected = estimate(sizes, one)["bytes"]
+    with TensorPeak() as peak:
+        model = load(ModelChoice(None, str(folder), "cpu", "float32", "separate", 1, kind))
+        held = sum(parameter.nbytes for parameter in model.parameters())
+        held += sum(tensor.nbytes for module in model.modules() for tensor in scales(module))
+        subject = MemorySubject(model, one.asked, one.length - one.prompt, one.prompt, one.stored)
+        subject.fill(subject.writes - 1)
+        subject.write()
+        subject.ask(one.new_tokens)
+    assert model.quantized == kind
+    plain = estimate(sizes, cell("mplus", 4_096, merged=False))["bytes"]
+    assert expected["weights"] == pytest.approx(held, rel=0.002)
+    assert {k: v for k, v in plain.items() if k != "weights"} == {k: v for k, v in expected.items() if k != "weights"}
+    assert peak.most == pytest.approx(sum(expected.values()), rel=WITHIN)
