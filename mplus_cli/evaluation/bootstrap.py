@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,8 +61,39 @@ def estimate(scores: Mapping[str, Sequence[float]], bounded: bool = True) -> Est
     if bounded and (not sums.any() or np.array_equal(sums, counts)):
         low, high = (0.0, _slack(items)) if mean == 0 else (1 - _slack(items), 1.0)
     else:
-        low, high = _percentiles(sums, counts)
+        low, high = _percentiles([(sums, counts)], lambda means: means[0])
     return Estimate(mean, low, high, n, items)
+
+
+def harmonic(parts: Sequence[Mapping[str, Sequence[float]]]) -> Estimate:
+    """Harmonic mean of the means of several scores between 0 and 1, all of them resampled with the same items.
+
+    Args:
+        parts: for every score, item -> its samples. An item need not have samples of all.
+    """
+    names = list(dict.fromkeys(item for part in parts for item, values in part.items() if values))
+    each = [estimate(part) for part in parts]
+    n, items = sum(one.n for one in each), len(names)
+    if not each or any(one.mean is None for one in each):
+        return Estimate(None, None, None, n, items)
+    mean = float(_harmonic([np.array(one.mean) for one in each]))
+    if items < 2 or any(one.low is None for one in each):
+        return Estimate(mean, None, None, n, items)
+    values = [[part.get(name, ()) for name in names] for part in parts]
+    columns = [
+        (np.array([math.fsum(one) for one in part]), np.array([len(one) for one in part], dtype=np.float64))
+        for part in values
+    ]
+    low, high = _percentiles(columns, _harmonic)
+    if low == high:  # every resample gives the same, which would claim certainty
+        low, high = (float(_harmonic([np.array(getattr(one, end)) for one in each])) for end in ("low", "high"))
+    return Estimate(mean, low, high, n, items)
+
+
+def _harmonic(means: Sequence[np.ndarray]) -> np.ndarray:
+    """Element by element; 0 where one of them is."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(len(means) / sum(1 / mean for mean in means))
 
 
 def difference(
@@ -91,16 +122,19 @@ def _slack(items: int) -> float:
     return 1 - ((1 - LEVEL) / 2) ** (1 / items)
 
 
-def _percentiles(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Of the ratio of resampled sums to resampled counts."""
-    items = len(sums)
+def _percentiles(
+    columns: Sequence[tuple[np.ndarray, np.ndarray]], combine: Callable[[Sequence[np.ndarray]], np.ndarray]
+) -> tuple[float, float]:
+    """Of what `combine` makes of the ratios of resampled sums to resampled counts, one ratio for every column."""
+    items = len(columns[0][0])
     generator = np.random.default_rng(SEED)
     means = []
     for block in _blocks(items):
         chosen = generator.integers(0, items, (block, items))
-        means.append(sums[chosen].sum(1) / counts[chosen].sum(1))
+        with np.errstate(invalid="ignore"):  # a column may have no sample among the items of a draw
+            means.append(combine([sums[chosen].sum(1) / counts[chosen].sum(1) for sums, counts in columns]))
     tail = (1 - LEVEL) / 2 * 100
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    low, high = np.nanpercentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -71,11 +71,12 @@ def compare(task: Task, results: Sequence[SystemResults], against: str | None = 
             else:
                 notes.append(f"{one.label} and {base.label} share no sample: their scores are of different questions")
         rows.append(row)
-    headers = ["run", *task.metrics, "samples", f"{metric} - {base.label}", "pairs"]
+    names = [*task.metrics, *task.harmonic]
+    headers = ["run", *names, "samples", f"{metric} - {base.label}", "pairs"]
     lines = [
         [
             row["run"],
-            *(score_text(row["scores"].get(name)) for name in task.metrics),
+            *(score_text(row["scores"].get(name)) for name in names),
             f"{row['scores'][metric]['n']:,}",
             _signed(row["difference"]),
             f"{row['difference']['n']:,}" if row["difference"] else "-",

@@ -88,7 +88,8 @@ class Answer:
         stop: why generation ended: `end`, `line` or `length`.
         seconds: `remember` and `ask`: this sample's part of the wall time. The time of a batch is divided by its rows,
             and what was remembered counts for the first question after it, so that sums over samples are wall time.
-        extra: plain JSON: `option_logprobs`, counts of what was retrieved, everything a measuring task measures.
+        extra: plain JSON: `option_logprobs`, `option_tokens`, `option_likeliest` (see `prompting.Weighed`), counts of
+            what was retrieved, everything a task looks at or measures.
     """
 
     item: str

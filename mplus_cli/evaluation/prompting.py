@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,21 +21,49 @@ from mplus_cli.errors import UsageError
 Cut = Literal["left", "middle"]
 
 
+class Weighed(NamedTuple):
+    """How likely an option is after a prompt.
+
+    Attributes:
+        logprob: log-likelihood, summed over its tokens, in nats.
+        tokens: how many it has; likeliest: how many of them are the likeliest one where they stand, after the prompt
+            and the option's own tokens before.
+    """
+
+    logprob: float
+    tokens: int
+    likeliest: int
+
+
 @dataclass
 class Generated:
     """The answer to one prompt.
 
     Attributes:
         raw: all that was generated; text: the answer after the stop rule.
-        tokens: generated, the one that ended the answer included; stop: `end`, `line` or `length`.
-        option_logprobs: log-likelihood of each option after the prompt, summed over its tokens, in nats.
+        tokens: generated, the one that ended the answer included; stop: `end`, `line`, `text` or `length`.
+        options: what each of the prompt's options weighs.
     """
 
     raw: str
     text: str
     tokens: int
     stop: str
-    option_logprobs: list[float] = field(default_factory=list)
+    options: list[Weighed] = field(default_factory=list)
+
+    @property
+    def option_logprobs(self) -> list[float]:
+        return [option.logprob for option in self.options]
+
+    def weighed(self) -> dict[str, Any]:
+        """What `Answer.extra` holds of the options; nothing where there are none."""
+        if not self.options:
+            return {}
+        return {
+            "option_logprobs": self.option_logprobs,
+            "option_tokens": [option.tokens for option in self.options],
+            "option_likeliest": [option.likeliest for option in self.options],
+        }
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,7 @@ def generate(
     first: dict[str, Any] | None = None,
     prefill: AbstractContextManager | None = None,
     kept: Kept | None = None,
+    until: Sequence[str] = (),
 ) -> list[Generated]:
     """Answer prompts greedily, as the rows of one batch.
 
@@ -135,6 +164,7 @@ def generate(
         first: further arguments of the first pass (`memory=...`).
         prefill: entered around the first pass alone.
         kept: of the prompt before, for a single prompt to a plain model: what both begin with is not read again.
+        until: texts that end an answer too, as soon as it holds one of them.
     """
     if not all(len(prompt.ids) for prompt in prompts):
         raise UsageError("A prompt is empty.", "Every question needs a text to be read.")
@@ -144,7 +174,7 @@ def generate(
     with prefill or nullcontext():
         logits = reader.read(ids[:, done:], **(first or {}))
     weighed = _weigh(reader, logits, [prompt.options for prompt in prompts])
-    rows = [_Row(tokenizer, prompt.max_new_tokens, ends, stop) for prompt in prompts]
+    rows = [_Row(tokenizer, prompt.max_new_tokens, ends, stop, until) for prompt in prompts]
     while True:
         chosen = logits.argmax(-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):
@@ -217,9 +247,9 @@ class Kept:
         return 0
 
 
-def _weigh(reader: _Reader, logits: torch.Tensor, options: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-    """Log-likelihood of every option of every row; `logits` [B, V] are those of the prompt's last token."""
-    weighed: list[list[float]] = [[] for _ in options]
+def _weigh(reader: _Reader, logits: torch.Tensor, options: Sequence[Sequence[Sequence[int]]]) -> list[list[Weighed]]:
+    """What every option of every row weighs; `logits` [B, V] are those of the prompt's last token."""
+    weighed: list[list[Weighed]] = [[] for _ in options]
     length, held = reader.mask.shape[1], reader.cache.get_seq_length()
     for number in range(max((len(row) for row in options), default=0)):
         tokens = [list(row[number]) if number < len(row) else [] for row in options]
@@ -229,18 +259,22 @@ def _weigh(reader: _Reader, logits: torch.Tensor, options: Sequence[Sequence[Seq
         if width > 1:
             after.append(reader.read(ids[:, :-1], keep=width - 1).view(len(ids), width - 1, -1))
             reader.back(length, held)
-        each = torch.cat(after, dim=1).float().log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
+        found = torch.cat(after, dim=1).float().log_softmax(-1)
+        each, likeliest = found.gather(2, ids[:, :, None])[:, :, 0], found.argmax(-1) == ids
         for row, own in enumerate(tokens):
             if number < len(options[row]):
-                weighed[row].append(float(each[row, : len(own)].sum()))
+                count = len(own)
+                weighed[row].append(Weighed(float(each[row, :count].sum()), count, int(likeliest[row, :count].sum())))
     return weighed
 
 
 class _Row:
     """The answer of one row while it grows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int, ends: Sequence[int], rule: str) -> None:
-        self.tokenizer, self.limit, self.ends, self.rule = tokenizer, limit, ends, rule
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, limit: int, ends: Sequence[int], rule: str, until: Sequence[str]
+    ) -> None:
+        self.tokenizer, self.limit, self.ends, self.rule, self.until = tokenizer, limit, ends, rule, until
         self.ids: list[int] = []
         self.stop = ""
 
@@ -252,12 +286,14 @@ class _Row:
             self.stop = "end"
         elif self.rule == "line" and "\n" in self._text().lstrip():
             self.stop = "line"
+        elif self.until and any(text in self._text() for text in self.until):
+            self.stop = "text"
         elif len(self.ids) >= self.limit:
             self.stop = "length"
 
-    def result(self, option_logprobs: list[float]) -> Generated:
+    def result(self, options: list[Weighed]) -> Generated:
         raw = self._text()
-        return Generated(raw, apply_stop(raw, self.rule), len(self.ids), self.stop, option_logprobs)
+        return Generated(raw, apply_stop(raw, self.rule), len(self.ids), self.stop, options)
 
     def _text(self) -> str:
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

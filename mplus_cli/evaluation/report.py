@@ -94,7 +94,7 @@ def write(scored: Scored, out: Path, plots: Mapping[str, Sequence[Path]]) -> Pat
         parts += [table.markdown() for table in tables(task, results)]
         drawn = [path for path in plots.get(results[0].results["task"], ()) if path.is_relative_to(out)]
         parts += [f"![{path.stem}]({path.relative_to(out).as_posix()})" for path in drawn]
-        parts.append(_conditions(results))
+        parts.append(conditions(task, results))
     path = out / NAME
     with atomic_write(path) as file:
         file.write(("\n\n".join(parts) + "\n").encode("utf-8", "replace"))
@@ -102,7 +102,8 @@ def write(scored: Scored, out: Path, plots: Mapping[str, Sequence[Path]]) -> Pat
 
 
 def _scores(task: Task, results: Sequence[SystemResults]) -> Table:
-    headers = ["system", *task.metrics, "samples", "items", "samples/s", "peak memory"]
+    names = [*task.metrics, *task.harmonic]
+    headers = ["system", *names, "samples", "items", "samples/s", "peak memory"]
     first = results[0].results["scores"]
     rows = []
     for one in results:
@@ -111,7 +112,7 @@ def _scores(task: Task, results: Sequence[SystemResults]) -> Table:
         count = f"{found['scored']:,}" + (f" of {found['expected']:,}" if found["missing"] else "")
         items = str(max((score["items"] for score in found["scores"].values()), default=0))
         speed = found["time"]["samples_per_second"]
-        scores = [score_text(found["scores"].get(metric)) for metric in task.metrics]
+        scores = [score_text(found["scores"].get(name)) + _parts(task, name, found["scores"]) for name in names]
         rows.append([one.label, *scores, count, items, f"{speed:.3g}" if speed else "-", size(peak) if peak else "-"])
     spread = any(score["low"] is not None for score in first.values())
     return Table(f"{results[0].results['task']}: mean" + (" [95% interval]" if spread else ""), headers, rows)
@@ -145,7 +146,13 @@ def _values(results: Sequence[SystemResults], key: str) -> list[Any]:
     return list(found)
 
 
-def _conditions(results: Sequence[SystemResults]) -> str:
+def _parts(task: Task, name: str, scores: Mapping[str, Any]) -> str:
+    """What a harmonic mean is of, where that is not all of its metrics."""
+    there, wanted = scores.get(name, {}).get("of", []), task.harmonic.get(name, ())
+    return f" (of {', '.join(there)})" if there and len(there) < len(wanted) else ""
+
+
+def conditions(task: Task, results: Sequence[SystemResults]) -> str:
     """What someone needs to know to repeat or to doubt the numbers."""
     first = results[0].results
     settings, model = first["settings"], first["model"]
@@ -159,6 +166,11 @@ def _conditions(results: Sequence[SystemResults]) -> str:
         f"- {first['decoding'].capitalize()}; {first['stop_rule']} ({_list(first['max_new_tokens'])}).",
         f"- Metrics version {first['metric_version']}; intervals: {first['bootstrap']['method']}.",
     ]
+    for name, wanted in task.harmonic.items():
+        there = first["scores"][name]["of"]
+        missing = [part for part in wanted if part not in there]
+        lines.append(f"- {name}: harmonic mean of the means of {_list(there) or 'nothing'}.")
+        lines += [f"- Not in this data, so not measured: {_list(missing)}."] if missing else []
     for one in results:
         cut = one.results["truncation"]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in cut["samples"].items())

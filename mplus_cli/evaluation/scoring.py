@@ -74,18 +74,26 @@ def score_all(pairs: Sequence[Pair], warn: Callable[[str], None]) -> Scored:
 
 
 def aggregate(task: Task, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Metric -> mean, interval, n, items."""
-    found = {}
-    for metric in task.metrics:
-        by_item: dict[str, list[float]] = {}
-        for sample in samples:
-            value = sample["scores"][metric]
-            if value is not None:
-                by_item.setdefault(sample["item"], []).append(value)
+    """Metric -> mean, interval, n, items; for harmonic means also `of`, the metrics that are in it."""
+    found: dict[str, Any] = {}
+    of_metric = {metric: _by_item(samples, metric) for metric in task.metrics}
+    for metric, by_item in of_metric.items():
         found[metric] = bootstrap.estimate(by_item, bounded=not task.measures).plain()
         if change := task.transforms.get(metric):
             ends = ("mean", "low", "high")
             found[metric] |= {key: change(found[metric][key]) for key in ends if found[metric][key] is not None}
+    for name, parts in task.harmonic.items():
+        there = [part for part in parts if of_metric[part]]
+        found[name] = bootstrap.harmonic([of_metric[part] for part in there]).plain() | {"of": there}
+    return found
+
+
+def _by_item(samples: Sequence[Sample], metric: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for sample in samples:
+        value = sample["scores"][metric]
+        if value is not None:
+            found.setdefault(sample["item"], []).append(value)
     return found
 
 

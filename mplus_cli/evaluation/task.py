@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mplus_cli.core.configuration_mplus import MPlusConfig
+    from mplus_cli.core.memory import Memory
     from mplus_cli.evaluation.system import System
+    from mplus_cli.evaluation.systems.walk import Stand
 
 # A line of predictions.jsonl (text, metadata, options, extra ...) and its references -> a number, mostly 0 to 1.
 # None where the metric does not apply to this sample.
 Metric = Callable[[Mapping[str, Any], Sequence[str]], float | None]
+Tell = Callable[[float, str], None]  # told how much of the work is done, 0 to 1, and in words how far it is
 StopRule = Literal["line", "none"]
 
 TASKS: dict[str, Row] = {
@@ -66,6 +69,13 @@ TASKS: dict[str, Row] = {
     ),
     "longdoc-loss": Row(
         "tasks.longdoc_loss:LongdocLoss", "loss by position in long texts, read chunk by chunk", "figure 4"
+    ),
+    "integrity": Row(
+        "tasks.integrity:Integrity", "memory after very many updates (MemoryLLM's 650,000): recall, drift"
+    ),
+    "editing": Row("tasks.editing:Editing", "model editing: a new fact is told, then asked (MemoryLLM's protocol)"),
+    "forgetting": Row(
+        "tasks.forgetting:Forgetting", "facts that are contradicted later, and survival of memory tokens"
     ),
 }
 
@@ -125,6 +135,8 @@ class Task(ABC):
         metrics: name -> metric; the first is the one that short tables and plots show.
         transforms: metric -> what is done to its mean and to both ends of its interval. It must be increasing; so the
             interval is that of the changed mean. Perplexity is e to the mean loss, not a mean of perplexities.
+        harmonic: name of a score -> metrics that it is the harmonic mean of: of their means, as editing papers have it.
+            Metrics without any sample are left out, and results say which are in it.
         metric_version: changes whenever a metric gives another number for the same answer.
         group_by: keys of metadata; scores are also given for every combination of their values.
         stop: `line` ends an answer at its first line break after some text, `none` at the end token alone.
@@ -137,6 +149,7 @@ class Task(ABC):
     options_class: ClassVar[Any] = NoOptions
     metrics: ClassVar[Mapping[str, Metric]]
     transforms: ClassVar[Mapping[str, Callable[[float], float]]] = {}
+    harmonic: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     metric_version: ClassVar[str]
     group_by: ClassVar[tuple[str, ...]] = ()
     stop: ClassVar[StopRule] = "line"
@@ -163,9 +176,25 @@ class Task(ABC):
             UsageError: this task cannot ask or measure the system.
         """
 
+    def look(self, memory: Memory, row: int, stand: Stand, question: Question) -> Mapping[str, Any]:
+        """What a task wants to know of a row of memory where it is asked: plain JSON for the answer's `extra`.
+
+        Systems with a memory call it for every question; it must leave the memory as it is.
+        """
+        return {}
+
     def measure(self, system: System, items: Sequence[Item]) -> Iterator[Answer]:
         """For measuring tasks: one answer for every question of the items, its findings in `extra`."""
         raise NotImplementedError(f"{self.name} asks questions")
+
+    def measure_long(self, system: System, items: Sequence[Item], folder: Path, tell: Tell) -> Iterator[Answer]:
+        """`measure`, for a task that takes so long that single samples are too far apart.
+
+        Args:
+            folder: of this task and system, where it may keep what it takes to go on from between two samples.
+            tell: called as work goes on.
+        """
+        return self.measure(system, items)
 
     def plot(self, results: Sequence[SystemResults], folder: Path) -> list[Path] | None:
         """Draw PNG files into `folder` and return their paths; None for the usual curves by the first of `group_by`."""

@@ -99,13 +99,13 @@ class MemorySystem(System):
 
     # -- remembering and asking --
 
-    def new_memory(self, items: Sequence[Item]) -> Memory:
-        """A fresh memory with one row per item, each with a seed of its own."""
+    def new_memory(self, items: Sequence[Item], initial: str | None = None) -> Memory:
+        """A fresh memory with one row per item, each with its own seed; `initial` as in the settings by default."""
         seeds = [memory_seed(self.settings.seed, item.id) for item in items]
         return self.model.new_memory(
             len(items),
             seeds,
-            self.settings.initial,
+            initial or self.settings.initial,
             config=self.config,
             offload=self.options.offload,
             values=self.options.memory_dtype,
@@ -139,10 +139,13 @@ class MemorySystem(System):
         with self.reading():
             made = generate(self.model, self.tokenizer, prompts, self.ends, task.stop, first={"memory": memory})
         seconds = (time.perf_counter() - began) / len(stands)
-        return [
+        answers = [
             self._answer(stand, question, prompt, one, seconds, memory, row)
             for row, (stand, question, prompt, one) in enumerate(zip(stands, questions, prompts, made, strict=True))
         ]
+        for row, (answer, stand, question) in enumerate(zip(answers, stands, questions, strict=True)):
+            answer.extra |= task.look(memory, row, stand, question)
+        return answers
 
     def prompt(self, question: Question, memory: Memory) -> Prompt:
         """A question as one row reads it.
@@ -175,8 +178,7 @@ class MemorySystem(System):
         if memory.long_term:
             retrieved = [len(rows[row].created) for rows in memory.last_retrieval] or [0] * memory.num_layers
             extra |= {"long_term": len(memory.long_term[row]), "retrieved": retrieved}
-        if question.options:
-            extra["option_logprobs"] = made.option_logprobs
+        extra |= made.weighed()
         remember, stand.seconds = stand.seconds, 0.0  # counted once, for the first question at this point
         return Answer(
             stand.item.id,

@@ -129,7 +129,7 @@ class TextSystem(System):
             answer_tokens=made.tokens,
             stop=made.stop,
             seconds={"remember": 0.0, "ask": seconds},
-            extra={"option_logprobs": made.option_logprobs} if question.options else {},
+            extra=made.weighed(),
         )
 
 
