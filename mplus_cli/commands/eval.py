@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
+from mplus_cli.commands import eval_card, eval_reproduce, eval_results
 from mplus_cli.commands import eval_options as given
-from mplus_cli.commands import eval_results
 from mplus_cli.commands.options import JsonFlag, QuietFlag, VerboseFlag
 from mplus_cli.console import Progress, output, table
 
@@ -78,7 +78,9 @@ def run(
     with Progress("evaluating", 1.0) as progress:
         evaluate(
             request,
-            lambda done, of, what: progress.update(done / of, f"{what}, {done:,} of {of:,} samples"),
+            lambda done, of, what: progress.update(
+                done / of, f"{what}, {done:,} of {of:,} samples" if isinstance(done, int) else what
+            ),
             output.warn,
             ["mplus", *sys.argv[1:]],
             verbose=output.verbose,
@@ -98,6 +100,8 @@ app.command("list")(eval_results.list_tables)
 app.command("show")(eval_results.show)
 app.command("compare")(eval_results.compare)
 app.command("plot")(eval_results.plot)
+app.command("card")(eval_card.card)
+app.command("reproduce")(eval_reproduce.reproduce)
 
 
 def _finish(folder: Path) -> None:

@@ -120,7 +120,7 @@ def _of_files(
     paths: list[Path], field: str, tokenizer: PreTrainedTokenizerBase, size: int, count: int, shortest: int | None
 ) -> Iterator[Passage]:
     waiting = []
-    for file, document, text in _texts(paths, field):
+    for file, document, text in texts_of(paths, field):
         pieces = cut(text, tokenizer, size)
         first = tuple(islice(pieces, count))
         if len(first) == count:
@@ -138,7 +138,7 @@ def _of_files(
         waiting = longer
 
 
-def _texts(paths: list[Path], field: str) -> Iterator[tuple[str, str, str]]:
+def texts_of(paths: list[Path], field: str) -> Iterator[tuple[str, str, str]]:
     """File, name and text of every document."""
     for path in paths:
         if path.name.endswith(SUFFIXES):

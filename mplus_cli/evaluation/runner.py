@@ -12,11 +12,14 @@ from mplus_cli.evaluation import predictions
 from mplus_cli.evaluation.items import Answer, Item
 from mplus_cli.evaluation.preparing import Job, begin, prepare
 from mplus_cli.evaluation.request import Plan, Request
+from mplus_cli.evaluation.task import Tell
 from mplus_cli.inference.models import LoadedModel, load_model
 from mplus_cli.machine import PeakMemory
 
 SMALL_MODEL, SMALL_BATCH = 100_000_000, 16  # parameters, items
-Show = Callable[[int, int, str], None]  # samples done, of how many, what is running
+# Samples done, of how many, what is running. A measurement that takes long says itself how far it is: then what is done
+# is no whole number, and the words say all.
+Show = Callable[[float, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,25 @@ def evaluate(
         begin(request, jobs, loaded, command)
     started()
     work = [(job, _pending(job)) for job in jobs]
-    total, done = sum(len(job.ids) for job in jobs), 0
+    total, done, before = sum(len(job.ids) for job in jobs), 0, 0
     for job, pending in work:
         done += len(job.ids) - sum(len(item.questions) for item in pending)
         mine = pending[share.rank :: share.count]
+        told = False
+
+        def tell(part: float, words: str, job: Job = job, before: int = before, left: int = len(mine)) -> None:
+            nonlocal told
+            told = True
+            items = len(job.items)
+            show(before + (items - left + part * left) / items * len(job.ids), total, f"{job.title}, {words}")
+
+        before += len(job.ids)
         with predictions.Writer(job.pair.path / share.file) as writer:
-            for sample in _run(request, job, mine, PeakMemory(loaded.placement.device)):
+            for sample in _run(request, job, mine, PeakMemory(loaded.placement.device), tell):
                 writer.append(sample)
                 done += 1
-                show(done, total, job.title)
+                if not told:
+                    show(done, total, job.title)
 
 
 def default_batch(loaded: LoadedModel) -> int:
@@ -88,15 +101,19 @@ def _merged(job: Job) -> bool:
     return (job.pair.path / predictions.NAME).is_file()
 
 
-def _run(request: Request, job: Job, items: Sequence[Item], peak: PeakMemory) -> Iterator[dict[str, Any]]:
+def _run(request: Request, job: Job, items: Sequence[Item], peak: PeakMemory, tell: Tell) -> Iterator[dict[str, Any]]:
     """Samples as they finish, in batches of `request.batch` items."""
     session = len(job.pair.run()["sessions"]) - 1
     rows = request.batch or 1
     for first in range(0, len(items), rows):
         batch = items[first : first + rows]
+
+        def tell_all(part: float, words: str, first: int = first, size: int = len(batch)) -> None:
+            tell((first + part * size) / len(items), words)
+
         before = time.perf_counter()
         try:
-            for sample in _answers(request, job, batch):
+            for sample in _answers(request, job, batch, tell_all):
                 now = time.perf_counter()
                 sample["seconds"]["wall"], before = round(now - before, 6), now
                 yield sample | {"session": session, "peak_memory": peak.bytes()}
@@ -106,7 +123,7 @@ def _run(request: Request, job: Job, items: Sequence[Item], peak: PeakMemory) ->
             raise _failure(request, job, error) from error
 
 
-def _answers(request: Request, job: Job, batch: Sequence[Item]) -> Iterator[dict[str, Any]]:
+def _answers(request: Request, job: Job, batch: Sequence[Item], tell: Tell) -> Iterator[dict[str, Any]]:
     """The answers to a batch as samples.
 
     Raises:
@@ -114,7 +131,10 @@ def _answers(request: Request, job: Job, batch: Sequence[Item]) -> Iterator[dict
     """
     asked = {item.sample_id(question): (item, question) for item in batch for question in item.questions}
     answers: Iterator[Answer]
-    answers = job.task.measure(job.system, batch) if job.task.measures else job.system.answer(job.task, batch)
+    if job.task.measures:
+        answers = job.task.measure_long(job.system, batch, job.pair.path, tell)
+    else:
+        answers = job.system.answer(job.task, batch)
     for answer in answers:
         if answer.sample_id not in asked:
             raise ValueError(f"{job.label} answered {answer.sample_id!r}, which was not asked, or twice")
