@@ -30,12 +30,24 @@ DEFAULT_CHUNKS = 40  # text per item, unless a length is given
 NAMES = {"squad": "SQuAD", "nq": "Natural Questions"}
 
 
+def log_likelihood(sample: Mapping[str, Any], references: Sequence[str]) -> float | None:
+    """Nats per token of the reference as the answer, higher is better; None where that was not asked for."""
+    extra = sample["extra"]
+    return extra["option_logprobs"][0] / extra["option_tokens"][0] if extra.get("option_logprobs") else None
+
+
 class Retention(Task):
     """Substring accuracy (the paper's) and F1 by distance in tokens."""
 
     name = "retention"
     options_class = Options
-    metrics: ClassVar = {"contains": contains, "contains_words": contains_words, "f1": f1, "exact_match": exact_match}
+    metrics: ClassVar = {
+        "contains": contains,
+        "contains_words": contains_words,
+        "f1": f1,
+        "exact_match": exact_match,
+        "log_likelihood": log_likelihood,
+    }
     metric_version = VERSION
     group_by = ("distance",)
     default_limit = 100  # the paper's
@@ -45,7 +57,7 @@ class Retention(Task):
         distances = distances_of(settings)
         data = load_set(settings, distances[-1])
         for example in data.examples:
-            yield retention_item(example, data, distances)
+            yield retention_item(example, data, distances, settings.options.likelihood)
 
     def context_prompt(self, context: str, question: Question) -> str:
         """The published script marks what was injected: `Context: ...`, then the question."""
@@ -100,8 +112,13 @@ def distances_of(settings: TaskSettings) -> list[int]:
     return sorted({round(length * step / options.points) for step in range(options.points + 1)})
 
 
-def retention_item(example: Mapping[str, Any], data: RetentionSet, distances: Sequence[int]) -> Item:
+def retention_item(
+    example: Mapping[str, Any], data: RetentionSet, distances: Sequence[int], likelihood: bool = False
+) -> Item:
     """The context, then distractors; the question after the distractor whose end is nearest to each distance.
+
+    Args:
+        likelihood: ask how likely the reference is too.
 
     Raises:
         UsageError: the distractors do not reach the largest distance.
@@ -124,6 +141,7 @@ def retention_item(example: Mapping[str, Any], data: RetentionSet, distances: Se
                 prompt=f"Question: {example['question']} Answer:",
                 references=(example["answer"],),
                 after=1 + place,
+                options=(f" {example['answer']}",) if likelihood else (),
                 metadata={"distance": distance, "tokens": tokens[place], "writes": writes[place], "told": [0]},
             )
             for distance, place in zip(distances, places, strict=True)

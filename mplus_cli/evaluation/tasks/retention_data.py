@@ -47,6 +47,7 @@ class Options:
         distractors: file or folder whose paragraphs come between; None for SQuAD, as in the paper, else the examples'.
         distractor_tokens: length of each; None for the model's chunk size, so that each is one write.
         max_answer_tokens: longest answer; None for the paper's (3 for SQuAD, 4 for Natural Questions).
+        likelihood: how likely the reference is as the answer too, in nats per token. It moves where no answer is right.
 
     The last three are decided already in what `mplus build-data retention` has built.
     """
@@ -57,6 +58,7 @@ class Options:
     distractors: str | None = None
     distractor_tokens: Annotated[int, Range(low=16)] | None = None
     max_answer_tokens: Annotated[int, Range(low=1)] | None = None
+    likelihood: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,19 @@ def test_a_system_answers_every_distance_from_one_pass(source, model):
         assert last.extra["writes"] == in_all  # asked four times, written once
 
 
+def test_the_likelihood_of_the_reference_is_measured_where_it_is_asked_for(source, model):
+    found = items(source, "points=1", "likelihood=true", length=300, limit=2)
+    answers = {a.sample_id: a for a in system("mplus", model).answer(TASK, found)}
+    for item in found:
+        for question in item.questions:
+            extra = answers[item.sample_id(question)].extra
+            value = TASK.metrics["log_likelihood"]({"extra": extra}, question.references)
+            assert question.options == (f" {question.references[0]}",)
+            assert value == extra["option_logprobs"][0] / len(question.options[0].encode()) < 0  # a token per byte
+    plain = items(source, "points=1", length=300, limit=1)[0].questions[0]
+    assert plain.options == () and TASK.metrics["log_likelihood"]({"extra": {}}, plain.references) is None
+
+
 # --- figure 3 ---
 
 
