@@ -23,6 +23,8 @@ def export(model: MPlusForCausalLM, tokenizer: Any, folder: Path) -> None:
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        for weights in partial.glob("*.safetensors"):  # which safetensors leaves readable by their owner alone
+            shutil.copymode(partial / "config.json", weights)
         for path in [*partial.rglob("*"), partial]:
             flush(path)
     except Exception as error:

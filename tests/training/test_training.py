@@ -64,6 +64,7 @@ def test_a_run_leaves_its_recipe_versions_data_journal_curves_and_a_model_that_w
     )
     assert summary.tokens == sum(line["tokens"] for line in lines)
 
+    assert len({path.stat().st_mode for path in run.model.iterdir()}) == 1, "whoever reads one file reads all"
     model, tokenizer = MPlusForCausalLM.from_pretrained(run.model), load_tokenizer(run.model)
     memory = model.new_memory()
     model.inject(torch.tensor([tokenizer("x" * 40)["input_ids"]]), memory)
