@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from mplus_cli.core.adapters import READ
 from mplus_cli.core.loading import encode, load_tokenizer
+from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.errors import UsageError
 from mplus_cli.inference.answering import end_tokens
 
 if TYPE_CHECKING:
-    from mplus_cli.core.modeling_mplus import MPlusForCausalLM
     from mplus_cli.evaluation.system import SystemSettings
     from mplus_cli.inference.models import LoadedModel
 
@@ -68,16 +68,25 @@ def base_model(loaded: LoadedModel, settings: SystemSettings) -> BaseModel:
 def _base_model(
     memory_model: MPlusForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str | None, memory_name: str
 ) -> BaseModel:
-    kind: dict[str, Any] = {"model": name or f"backbone of {memory_name}", "adapter": None}
-    if name is not None:
-        model, tokenizer = _load(name, memory_model)
-    elif stood_alone(memory_model):
-        model = backbone(memory_model)
-    else:
-        model, start = backbone(memory_model, READ), [PLACE]
-        put_bos_rows(model, memory_model.bos_embedding)
-        kind |= {"adapter": READ, "start": "a BOS row in every layer"}
-        return BaseModel(model, tokenizer, start, end_tokens(model, tokenizer), kind)
+    if name is None:
+        return _of_memory_model(memory_model, tokenizer, memory_name)
+    model, tokenizer = _load(name, memory_model)
+    if isinstance(model, MPlusForCausalLM):  # as the base stage makes it
+        return _of_memory_model(model, tokenizer, name)
+    return _plain(model, tokenizer, {"model": name, "adapter": None})
+
+
+def _of_memory_model(model: MPlusForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseModel:
+    kind: dict[str, Any] = {"model": f"backbone of {name}", "adapter": None}
+    if stood_alone(model):
+        return _plain(backbone(model), tokenizer, kind)
+    plain = backbone(model, READ)
+    put_bos_rows(plain, model.bos_embedding)
+    kind |= {"adapter": READ, "start": "a BOS row in every layer"}
+    return BaseModel(plain, tokenizer, [PLACE], end_tokens(plain, tokenizer), kind)
+
+
+def _plain(model: Any, tokenizer: PreTrainedTokenizerBase, kind: dict[str, Any]) -> BaseModel:
     start = start_tokens(tokenizer)
     kind["start"] = tokenizer.convert_ids_to_tokens(start)
     return BaseModel(model, tokenizer, start, end_tokens(model, tokenizer), kind)

@@ -121,6 +121,19 @@ def test_another_base_model_can_be_named(tmp_path):
     assert texts(ask(named, items)) != own
 
 
+def test_a_base_model_may_be_what_the_base_stage_made(tmp_path):
+    """Its backbone is read, as the bundled model's is; not the one that answers from memory."""
+    model = bundled()
+    model.model.save_pretrained(tmp_path / "made")
+    model.tokenizer.save_pretrained(tmp_path / "made")
+    named = base_model(loaded(tiny_model()), SystemSettings(base_model=str(tmp_path / "made")))
+    own = base_model(model, SystemSettings())
+    ids = torch.tensor([[*own.start, 40, 41, 42]])
+    assert named.start == own.start and named.window == own.window
+    torch.testing.assert_close(named.model(ids).logits, own.model(ids).logits)
+    assert named.kind["model"] == f"backbone of {tmp_path / 'made'}"
+
+
 def test_a_base_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=f"--base-model {tmp_path} cannot be loaded"):
         system("full", loaded(tiny_model()), base_model=str(tmp_path))
