@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
-from mplus_cli.core.long_term_memory import BlockList, LayerStore, LongTermMemory
+import torch
+
+from mplus_cli.core.long_term_memory import LayerStore, LongTermMemory
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.short_term_memory import ShortTermMemory
 
 
+@torch.inference_mode(False)  # a memory outlives the mode it was made in
 def fork(memory: Memory) -> Memory:
     """A memory with the same content that can be written to, at the cost of short-term memory and little more.
 
@@ -39,21 +42,5 @@ def _fork_long_term(store: LongTermMemory) -> LongTermMemory:
 
 def _fork_layer(layer: LayerStore) -> LayerStore:
     other = copy.copy(layer)
-    other.values, other.keys, other.created = (_Shared(rows) for rows in (layer.values, layer.keys, layer.created))
+    other.values, other.keys, other.created = layer.values.fork(), layer.keys.fork(), layer.created.fork()
     return other
-
-
-class _Shared(BlockList):
-    """Rows whose full blocks are another list's too: they are read, and let go of, but never filled again."""
-
-    def __init__(self, rows: BlockList) -> None:
-        self.__dict__.update(rows.__dict__)
-        self._blocks, self._spare = dict(rows._blocks), None
-        number, filled = divmod(rows.end, rows.block)
-        if filled and number in self._blocks:
-            self._blocks[number] = self._blocks[number].clone()
-
-    def drop_before(self, position: int) -> None:
-        """See `BlockList.drop_before`; the freed block stays with its owner."""
-        super().drop_before(position)
-        self._spare = None

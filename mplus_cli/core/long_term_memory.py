@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ class BlockList:
         self.start = self.end = 0
         self._blocks: dict[int, torch.Tensor] = {}
         self._spare: torch.Tensor | None = None
+        self._shared = 0  # blocks before this number may be another list's too, and are never filled again
+
+    def fork(self) -> BlockList:
+        """A list of the same rows that goes on alone: full blocks are shared, the one being filled is copied."""
+        other = copy.copy(self)
+        other._blocks, other._spare = dict(self._blocks), None
+        self._shared = other._shared = self.end // self.block
+        if (filling := self._blocks.get(self._shared)) is not None:
+            other._blocks[self._shared] = filling.clone()
+        return other
 
     def append(self, rows: torch.Tensor) -> None:
         """rows: [k, *shape]."""
@@ -107,7 +118,8 @@ class BlockList:
         self.start = max(self.start, position)
         live = self.start // self.block if self.start < self.end else math.inf
         for n in [n for n in self._blocks if n < live]:
-            self._spare = self._blocks.pop(n)
+            block = self._blocks.pop(n)
+            self._spare = self._spare if n < self._shared else block
 
     def skip(self, count: int) -> None:
         """Count `count` rows as appended that are kept elsewhere."""

@@ -124,8 +124,6 @@ class _Pipeline:
         # A thread of its own for memory: Ctrl-C interrupts the caller's, and no write is left half done.
         self._keeper = ThreadPoolExecutor(1, "mplus-memory", **options)
         self._inference = torch.is_inference_mode_enabled()
-        with torch.no_grad():
-            model.adapters.use(WRITE)
         self._truth = self._now()
 
     def __enter__(self) -> _Pipeline:
@@ -142,6 +140,9 @@ class _Pipeline:
         before = self.under_way[-1] if self.under_way else None
         if before is not None and (len(self.under_way) == self._most or before.count < self.size):
             return False
+        if before is None:  # the first, or the model may have been read with since
+            with torch.no_grad():
+                self.model.adapters.use(WRITE)
         self._check()
         held = self.memory.newest_counts(self.rows) if before is None else [self.size] * len(self.rows)
         alike = len(text.input_ids) == len(self.rows)  # else `inject` says so

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.host_embedding import HostEmbedding
 
 if TYPE_CHECKING:
     from mplus_cli.core.modeling_mplus import MPlusForCausalLM
@@ -61,7 +62,7 @@ def share_out(layers: int, layer_bytes: int, rest_bytes: int, free: Sequence[int
 
 
 def layer_bytes(model: MPlusForCausalLM) -> tuple[int, int]:
-    """Bytes of the largest layer with its memory on the device, and of all that is no layer.
+    """Bytes of the largest layer with its memory on the device, and of all that is no layer and not on the host.
 
     A layer's memory: short-term values, retrieval keys, and the keys and values that a read makes of the prefix.
     """
@@ -76,7 +77,9 @@ def layer_bytes(model: MPlusForCausalLM) -> tuple[int, int]:
         sum(parameter.nbytes for module in modules for parameter in module.parameters())
         for modules in (_layer(model, index) for index in range(text.num_hidden_layers))
     ]
-    return max(parts) + memory, sum(parameter.nbytes for parameter in model.parameters()) - sum(parts)
+    table = model.get_input_embeddings()
+    hosted = table.weight.nbytes if isinstance(table, HostEmbedding) else 0
+    return max(parts) + memory, sum(parameter.nbytes for parameter in model.parameters()) - sum(parts) - hosted
 
 
 def place(model: MPlusForCausalLM, spans: Sequence[Span]) -> None:

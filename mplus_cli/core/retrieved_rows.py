@@ -88,7 +88,9 @@ class _Pool:
         self.next = (slots[-1] + 1) % size
         by = new.argsort()  # in order of arrival they are fetched faster
         rising = new[by]
-        self.rows.index_copy_(0, torch.from_numpy(slots).to(self.rows.device), project(torch.from_numpy(rising)))
+        rows = project(torch.from_numpy(rising))
+        self.positions[slots] = -1  # until all is in place: who is interrupted here must not find others' rows
+        self.rows.index_copy_(0, torch.from_numpy(slots).to(self.rows.device), rows)
         busy[:], busy[slots] = False, True
         rest = self.order[~busy[self.order]]
         self.positions[slots] = rising

@@ -76,17 +76,18 @@ def fused_scores(score: str, queries: torch.Tensor, blocks: Sequence[torch.Tenso
     table = table.to(queries.device, non_blocking=True)
     out = torch.empty(sum(counts), dtype=torch.float32, device=queries.device)
     grid: Any = (len(blocks), triton.cdiv(max(counts), KEYS))
-    _kernel[grid](
-        queries,
-        *table.unbind(),
-        out,
-        n,
-        1 / math.sqrt(width),
-        width=width,
-        padded=triton.next_power_of_2(width),
-        sigmoid=score == "mean_sigmoid",
-        dtype=DTYPES[queries.dtype],
-        tile_keys=KEYS,
-        tile_queries=QUERIES,
-    )
+    with torch.cuda.device_of(queries):  # Triton starts a kernel on the current device, whatever it is given
+        _kernel[grid](
+            queries,
+            *table.unbind(),
+            out,
+            n,
+            1 / math.sqrt(width),
+            width=width,
+            padded=triton.next_power_of_2(width),
+            sigmoid=score == "mean_sigmoid",
+            dtype=DTYPES[queries.dtype],
+            tile_keys=KEYS,
+            tile_queries=QUERIES,
+        )
     return out

@@ -24,10 +24,12 @@ def lent_stores(memory: Memory) -> Iterator[None]:
     """
     before = memory.long_term
     memory.long_term = lend(memory)
+    memory.changed()  # what reads have kept is of the stores before
     try:
         yield
     finally:
         memory.long_term = before
+        memory.changed()
 
 
 def lend(memory: Memory) -> list[LongTermMemory]:

@@ -10,7 +10,13 @@ from mplus_cli.core.attention import STRETCH, buffer_attention, padded_mask, pre
 from mplus_cli.core.cache import BufferLayer
 from mplus_cli.core.decoding import CompiledDecoder
 from mplus_cli.errors import UsageError
-from tests.core.helpers import filled_memory, random_ids, tiny_model
+from tests.core.helpers import SIZES, filled_memory, random_ids, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def two_layers(monkeypatch):
+    """The least that are different; every layer is traced again for every size."""
+    monkeypatch.setitem(SIZES, "num_hidden_layers", 2)
 
 
 @pytest.mark.parametrize(("batch", "groups"), [(1, 1), (2, 4)])

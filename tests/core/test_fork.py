@@ -53,6 +53,24 @@ def test_a_fork_and_its_memory_go_on_as_if_alone(small_blocks, before):
     assert_same(other, written(model, 25, 1_000, written(model, before)))
 
 
+def test_what_one_of_them_gives_up_the_other_still_has(small_blocks):
+    """One stands still while the other is written far beyond the capacity of its store."""
+    model = tiny_model()
+    for forked in (True, False):
+        memory = written(model, 30)
+        pair = (fork(memory), memory)
+        written(model, 25, 1_000, pair[forked])
+        assert_same(pair[not forked], written(model, 30))
+
+
+def test_a_fork_outlives_inference_mode(small_blocks):
+    model = tiny_model()
+    memory = written(model, 9)
+    with torch.inference_mode():
+        other = fork(memory)
+    assert_same(written(model, 25, 9, other), written(model, 34))
+
+
 def test_a_fork_reads_as_its_memory_does(small_blocks):
     model = tiny_model()
     memory = written(model, 20)

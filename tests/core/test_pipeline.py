@@ -308,6 +308,16 @@ def test_reading_between_texts_is_refused_not_wrong():
     assert whole_writes(memory, texts) == 8
 
 
+def test_reading_while_nothing_is_under_way_changes_no_write():
+    """The first write makes too few tokens for another to follow at once."""
+    model, memory, texts = tiny_model(), empty_memory(MODEL), one_row([3, 16, 16, 16])
+    stream = inject_stream(model, texts, memory, 2)
+    next(stream)
+    with torch.no_grad():
+        model(random_ids(1, 4), memory=memory)
+    assert list(stream) == texts[1:] and content(memory) == sequential(MODEL, texts)
+
+
 def test_changing_the_memory_between_texts_is_refused():
     memory = empty_memory(MODEL)
     stream = inject_stream(MODEL, one_row([16] * 8), memory, 2)

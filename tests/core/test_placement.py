@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mplus_cli.core.adapters import READ, WRITE
+from mplus_cli.core.host_embedding import embeddings_on_host
 from mplus_cli.core.placement import Span, joined, layer_bytes, parted, place, share_out, spans_of
 from tests.core.helpers import random_ids, tiny_model
 from tests.core.two_devices import CPU, MixedDevices, Places, place_of
@@ -38,6 +39,13 @@ def test_bytes_of_a_layer_and_of_the_rest_are_all_weights():
     one, rest = layer_bytes(model)
     memory = 4 * (32 * 64 + 80 * 16 + 2 * 2 * 16 * (32 + 16))
     assert 3 * (one - memory) + rest == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_token_embeddings_on_the_host_take_no_room_on_a_device():
+    model = tiny_model()
+    one, rest = layer_bytes(model)
+    assert embeddings_on_host(model, least=0)
+    assert layer_bytes(model) == (one, rest - model.get_input_embeddings().weight.nbytes)
 
 
 @pytest.fixture

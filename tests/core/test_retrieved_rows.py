@@ -62,3 +62,20 @@ def test_layers_and_rows_are_apart_and_another_source_forgets(other):
     rows.use("b")
     rows.load(0, 0, positions, project)
     assert count == [5, 5, 5]
+
+
+def test_an_interrupt_while_rows_are_put_in_place_leaves_no_row_under_anothers_position(monkeypatch):
+    rows, copy = RetrievedRows(1), torch.Tensor.index_copy_
+
+    def interrupted(*arguments):
+        copy(*arguments)
+        raise KeyboardInterrupt
+
+    first, second = torch.arange(10), torch.arange(5, 15)
+    rows.load(0, 0, first, truth)
+    monkeypatch.setattr(torch.Tensor, "index_copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rows.load(0, 0, second, truth)
+    monkeypatch.undo()
+    for positions in (first, second, first):
+        assert torch.equal(rows.load(0, 0, positions, truth), truth(positions))

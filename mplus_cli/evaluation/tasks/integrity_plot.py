@@ -99,13 +99,19 @@ def _band(axes: Any, curve: Sequence[Point], label: str, band: bool = True, **st
 
 def _dress(axes: Any, ylabel: str, limits: tuple[float, float | None]) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}" if x < 10_000 else f"{x / 1000:,g}k")
-    axes.xaxis.set_minor_formatter("")
+    first, last = axes.get_xlim()
+    axes.xaxis.set_major_formatter(lambda x, _: _count(x))
+    few = last < 100 * first  # too few powers of ten to read a place from
+    axes.xaxis.set_minor_formatter(lambda x, _: _count(x) if few and f"{x:.0e}"[0] in "25" else "")
     axes.set_ylim(*limits)
     axes.set_xlabel("updates")
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+
+
+def _count(updates: float) -> str:
+    return f"{updates:,g}" if updates < 10_000 else f"{updates / 1000:,g}k"
 
 
 def _mark_full(axes: Any, results: Sequence[SystemResults]) -> None:
@@ -133,9 +139,10 @@ def _title(results: Sequence[SystemResults]) -> str:
     finite = f"{bad:,} memory tokens are not finite" if bad else "all memory tokens finite"
     memories = len({sample["item"] for sample in samples})
     some = f", {memories} memories" if memories > 1 else ""
-    return (
-        f"integrity: {text}{repeated}{some}; answers with 95% intervals, figures with their range over layers; {finite}"
-    )
+    asked = sorted({row[kind]["asked"] for one in results for row in table(one) for kind in KINDS} - {0})
+    number = " to ".join(f"{count:,}" for count in dict.fromkeys([*asked[:1], *asked[-1:]]))
+    answers = f"answers (n = {number} a point) with 95% intervals, " if asked else ""
+    return f"integrity: {text}{repeated}{some}; {answers}figures with their range over layers; {finite}"
 
 
 def _ratio(value: float | None, start: float | None) -> float | None:
