@@ -116,4 +116,4 @@ def _finish(folder: Path) -> None:
         "report": str(report),
     }
     output.result("\n\n".join(texts), data)
-    output.hint(f"{report}" + (f", {len(plots)} plots beside it" if plots else ""))
+    output.hint(f"{report}" + (f", {len(plots)} plot{'s' * (len(plots) > 1)} beside it" if plots else ""))

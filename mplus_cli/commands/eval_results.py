@@ -40,10 +40,10 @@ def show(
     verbose: VerboseFlag = False,
 ) -> None:
     """What a task or system is, and its settings with their defaults."""
-    from mplus_cli.evaluation.registry import describe
+    from mplus_cli.evaluation.registry import describe, written
 
     about = describe(name)
-    settings = [[key, str(value)] for key, value in about["settings"].items()]
+    settings = [[key, written(value)] for key, value in about["settings"].items()]
     text = f"{about['name']}: {about['title']}\n\n{about['text']}"
     output.result(text + ("\n\n" + table(["setting", "default"], settings) if settings else ""), about)
 

@@ -73,7 +73,7 @@ def quantize_option(panel: str | None = None) -> Any:
 
 def offload_option(panel: str | None = None) -> Any:
     """`--offload` of commands that take several systems."""
-    text = "Keep short-term memory on the host too (mplus, memoryllm)."
+    text = "Keep short-term memory and retrieval keys on the host too (mplus, memoryllm)."
     return typer.Option("--offload", help=text, rich_help_panel=panel)
 
 

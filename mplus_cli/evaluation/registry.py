@@ -87,7 +87,7 @@ def make_options(cls: type[T], settings: Iterable[str], name: str) -> T:
     try:
         return build(cls, override({}, settings), name)
     except UsageError as error:
-        keys = ", ".join(f"{field.name} ({_default(field)!r})" for field in fields(cls)) or "none"  # type: ignore[arg-type]
+        keys = ", ".join(f"{field.name} ({written(_default(field))})" for field in fields(cls)) or "none"  # type: ignore[arg-type]
         raise UsageError(error.message, hint=f"settings of {name}: {keys}") from error
 
 
@@ -112,6 +112,13 @@ def describe(name: str) -> dict[str, Any]:
         "text": inspect.cleandoc(cls.__doc__ or ""),
         "settings": {field.name: _default(field) for field in fields(cls.options_class)},
     }
+
+
+def written(value: Any) -> str:
+    """A setting's value as one would type it after `key=`: lists in brackets, `null` for none."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def _default(field: Field) -> Any:

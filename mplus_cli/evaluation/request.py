@@ -30,7 +30,7 @@ class Request:
         settings: `key=value` for every task that has the key (`--set`).
         model, base_model: folder or hub id; None for the bundled one and its backbone.
         length, limit, data: see `TaskSettings`.
-        offload: for every system that can, keep short-term memory on the host.
+        offload: for every system that can, keep short-term memory and retrieval keys on the host.
         batch: items that are rows of one batch; None for what suits the model.
         processes: that share the samples out on this machine, or on each of the hostfile; None for one.
         whole_prompts: keep prompts whole in predictions.jsonl.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ def load_model(
         UsageError: unknown device, dtype or quantization, or layers that do not fit.
         MissingExtraError: `quantize` without bitsandbytes.
     """
+    quiet_libraries()
     if quantize is not None:
         check_kind(quantize)
     devices = None if device_map is None else parse_device_map(device_map, device)
@@ -72,8 +74,6 @@ def load_model(
     placement = choose_placement(device if devices is None else str(devices.devices[0]), dtype, weights)
     limit_threads(placement, weights)
     keep_freed_memory()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     model: Any = MPlusForCausalLM.from_pretrained(
         folder, dtype=placement.dtype, device="cpu" if quantize or devices else placement.device
     )
@@ -116,6 +116,13 @@ def load_for_state(
     loaded = load_model(name, device, dtype, state.quantize, device_map)
     state.check_model(loaded.model)
     return loaded
+
+
+def quiet_libraries() -> None:
+    """No warnings and bars of transformers, no retries of the hub line by line: errors say what a user can act on."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def weight_count(folder: str) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from mplus_cli.core.adapters import READ, WRITE
 from mplus_cli.core.allocator import keep_freed_memory
@@ -17,7 +16,7 @@ from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.systems.base_model import backbone, put_bos_rows, stood_alone
 from mplus_cli.inference.devices import choose_placement, limit_threads
-from mplus_cli.inference.models import MERGED_WEIGHTS, load_model
+from mplus_cli.inference.models import MERGED_WEIGHTS, load_model, quiet_libraries
 from mplus_cli.inference.quantize import quantize_backbone
 from mplus_cli.profiling.configurations import built, known_configuration, random_model
 from mplus_cli.profiling.subjects import TextSubject
@@ -44,7 +43,8 @@ def load(choice: ModelChoice) -> MPlusForCausalLM:
     else:
         config = known_configuration(choice.random_weights)
         placement = choose_placement(choice.device, choice.dtype)
-        _quiet()
+        quiet_libraries()
+        keep_freed_memory()
         home = torch.device("cpu") if choice.quantize else placement.device
         model = random_model(config, home, placement.dtype)
         if choice.quantize:
@@ -81,17 +81,12 @@ def prepare(model: MPlusForCausalLM, adapters: str | None, count: int) -> None:
         model.prepare_for_inference()
 
 
-def _quiet() -> None:
-    keep_freed_memory()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def text_subject(choice: ModelChoice, asked: Asked, length: int) -> TextSubject:
     """The plain decoder of a choice; of a checkpoint that was made with a memory, read as it was taught."""
     if choice.random_weights is not None:
         placement = choose_placement(choice.device, choice.dtype)
-        _quiet()
+        quiet_libraries()
+        keep_freed_memory()
         config = copy.deepcopy(known_configuration(choice.random_weights).text_config)
         plain = built(lambda: AutoModelForCausalLM.from_config(config), placement.device, placement.dtype).eval()
         plain.model.rotary_emb = type(plain.model.rotary_emb)(config).to(placement.device)

@@ -43,7 +43,7 @@ def test_evaluate_score_compare_plot(mplus, tmp_path, model_folder):
     code, out, err = mplus(
         "eval", "parrot", *systems, "--limit", 4, "--model", model_folder, "--out", run, "--seed", 2, "--set", "words=5"
     )
-    assert (code, err) == (0, f"{run / 'results.md'}, 1 plots beside it\n")
+    assert (code, err) == (0, f"{run / 'results.md'}, 1 plot beside it\n")
     lines = out.splitlines()
     assert lines[0] == "parrot: mean [95% interval]"
     assert lines[1].split() == ["system", "exact", "length", "samples", "items", "samples/s", "peak", "memory"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import pytest
 
 from mplus_cli.errors import UsageError
-from mplus_cli.evaluation.registry import Row, Spec, describe, make_options, parse
+from mplus_cli.evaluation.registry import Row, Spec, describe, make_options, parse, written
 from mplus_cli.evaluation.system import SYSTEMS, System, memory_seed
 from mplus_cli.evaluation.task import TASKS, Task
 
@@ -53,7 +53,16 @@ def test_options_are_typed_and_every_mistake_is_named():
         make_options(Options, ["sise=4", "cuts=no"], "window")
     assert "sise: unknown key (did you mean 'size'?)" in raised.value.message
     assert "cuts: expected a list" in raised.value.message
-    assert raised.value.hint == "settings of window: size (16), cuts (())"
+    assert raised.value.hint == "settings of window: size (16), cuts ([])"
+
+
+def test_values_are_shown_as_they_are_typed():
+    for options in (Options(), Options(2, (1, 2))):
+        assert (
+            make_options(Options, [f"{key}={written(getattr(options, key))}" for key in ("size", "cuts")], "x")
+            == options
+        )
+    assert [written(value) for value in (None, True, "text", ("a", "b"))] == ["null", "true", "text", "[a,b]"]
 
 
 def test_every_row_of_the_tables_is_there_and_complete():

@@ -217,6 +217,6 @@ def _rows(path: Path) -> Iterator[Any]:
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path.name} is damaged or cannot be read: {error}", "Download it again.") from error
     except ValueError as error:
-        raise UsageError(f"{path.name} is not JSON: {error}") from error
+        raise UsageError(f"{path.name} is not JSON: {error}", "Download it again.") from error
     records: Sequence[Any] = value if isinstance(value, list) else [value]
     yield from records

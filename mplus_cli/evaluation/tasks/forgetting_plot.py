@@ -69,10 +69,14 @@ def _draw_answers(results: Sequence[SystemResults], path: Path) -> Path:
                 colour = plots.COLOURS[number % len(plots.COLOURS)]
                 x, y = [point.x for point in points], [point.mean for point in points]
                 panel.plot(x, y, color=colour, linestyle=_LINES[which], linewidth=1)
-    items = max((one.results["scores"]["new"]["items"] for one in results), default=0)
-    title = f"forgetting: {items} stories; new (line), old (dashed) and other answers (dotted), 95% intervals"
+    title = f"forgetting: {_stories(results)}; new (line), old (dashed) and other answers (dotted), 95% intervals"
     figure.suptitle(title, fontsize=11)
     return plots.save(figure, path)
+
+
+def _stories(results: Sequence[SystemResults]) -> str:
+    items = max((one.results["scores"]["new"]["items"] for one in results), default=0)
+    return f"{items} stories" if items != 1 else "1 story"
 
 
 def _draw_survival(results: Sequence[SystemResults], path: Path) -> Path:
@@ -97,7 +101,8 @@ def _draw_survival(results: Sequence[SystemResults], path: Path) -> Path:
     plots.draw_curves(right, answered, "writes since the newest telling", "share answered with the newest value")
     for panel in (left, right):
         panel.legend(fontsize=7, framealpha=0.8, edgecolor="none")
-    figure.suptitle("survival of memory tokens, and of what they tell, 95% intervals", fontsize=11)
+    title = f"forgetting: {_stories(results)}; survival of memory tokens, and of what they tell, 95% intervals"
+    figure.suptitle(title, fontsize=11)
     return plots.save(figure, path)
 
 

@@ -112,7 +112,8 @@ class LongdocLoss(LossTask):
         axes.set_xscale("linear")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         texts = max(one.results["scores"]["nll"]["items"] for one in results)
-        figure.suptitle(f"longdoc-loss: {texts} texts, means over blocks with 95% intervals", fontsize=11)
+        many = "1 text (no interval)" if texts == 1 else f"{texts} texts, 95% intervals"
+        figure.suptitle(f"longdoc-loss: {many}; thick: means over blocks, thin: single places", fontsize=11)
         return [plots.save(figure, folder / "longdoc-loss.png")]
 
 
