@@ -63,11 +63,11 @@ def load_model(
         MissingExtraError: `quantize` without bitsandbytes.
     """
     quiet_libraries()
-    if quantize is not None:
-        check_kind(quantize)
     devices = None if device_map is None else parse_device_map(device_map, device)
     if devices is not None and quantize is not None:
         raise UsageError("--quantize puts a model on one device", hint="leave out --quantize, or --device-map")
+    if quantize is not None:
+        check_kind(quantize)
     folder = model_folder(name)
     name = BUNDLED_MODEL if name is None else os.path.abspath(name) if os.path.isdir(name) else name
     weights = weight_count(folder)
