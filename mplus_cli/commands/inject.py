@@ -55,7 +55,7 @@ def inject(
         bool | None,
         typer.Option(
             "--pipeline/--no-pipeline",
-            help="Layers work on several chunks at once, same memory. Default: on several GPUs or spare cores.",
+            help="Layers work on several chunks at once, same memory. Default: on several GPUs only.",
         ),
     ] = None,
     json: JsonFlag = False,

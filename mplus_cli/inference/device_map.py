@@ -11,7 +11,7 @@ import torch
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.placement import Span, layer_bytes, share_out, spans_of
 from mplus_cli.errors import UsageError
-from mplus_cli.inference.devices import cores, find_device
+from mplus_cli.inference.devices import find_device
 
 AUTO = "auto"
 KEPT_FREE = 0.1  # of a GPU's free memory, for activations and the allocator
@@ -83,17 +83,17 @@ def spans_text(spans: Sequence[Span]) -> str:
 
 
 def write_stages(model: MPlusForCausalLM, pipeline: bool | None) -> int:
-    """Stages of writing (see `core.pipeline`): as asked, else where they are a gain.
+    """Stages of writing (see `core.pipeline`): as asked, else one for each device.
 
-    Several devices each do their part of another chunk. On a CPU it takes cores that the model's own threads leave
-    free: small models run on one thread (see `devices.limit_threads`).
+    On a CPU a pipeline is a matter of asking: at 56 million parameters two stages of one thread gain a little over two
+    threads in one, and at a million handing over from thread to thread costs more than it brings
+    (`benchmarks/pipeline.py`).
     """
     if pipeline is False:
         return 1
     if len(model.spans) > 1:
         return len(model.spans)
-    free = cores() // torch.get_num_threads() if model.device.type == "cpu" else 1
-    return CPU_STAGES if pipeline or free >= CPU_STAGES else 1
+    return CPU_STAGES if pipeline else 1
 
 
 def _free(device: torch.device) -> int:

@@ -86,12 +86,8 @@ def test_a_loaded_model_lies_where_it_was_asked_to(model_folder, tmp_path):
         load_model(str(model_folder), quantize="int8", device_map="cpu,cpu")
 
 
-def test_writes_are_a_pipeline_on_several_devices_or_with_cores_to_spare(monkeypatch):
+def test_writes_are_a_pipeline_on_several_devices_or_where_asked_for():
     model = tiny_model()
-    for cores, threads, stages in ((1, 1, 1), (2, 1, 2), (2, 2, 1), (64, 1, 2), (64, 64, 1), (64, 32, 2)):
-        monkeypatch.setattr(device_map, "cores", lambda cores=cores: cores)
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert write_stages(model, None) == stages
-        assert (write_stages(model, True), write_stages(model, False)) == (2, 1)
+    assert (write_stages(model, None), write_stages(model, True), write_stages(model, False)) == (1, 2, 1)
     model.spans = spread(model, DeviceMap((CPU,) * 3))
     assert (write_stages(model, None), write_stages(model, True), write_stages(model, False)) == (3, 3, 1)
