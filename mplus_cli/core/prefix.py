@@ -152,7 +152,8 @@ class MemoryPrefix:
         """Take over the memory's buffers if they are still true; the cache that had them becomes void."""
         before = self.memory.read_cache
         # Buffers made in inference mode cannot be written outside of it.
-        source = (self.memory.version, torch.is_inference_mode_enabled(), *self.model.key_value_version())
+        made_by = (torch.is_inference_mode_enabled(), *self.model.key_value_version())
+        source = (self.memory.version, self.length, tuple(self.spans), *made_by)
         if not self.reuse:
             cache.layers = [PrefixLayer() for _ in self.model.model.layers]
             self._make_tables(cache)
@@ -166,7 +167,7 @@ class MemoryPrefix:
         for layer in cast(list[BufferLayer], cache.layers):
             layer.begin_text()
         cache.source, self.memory.read_cache = source, cache
-        self.memory.retrieved_rows.use(source[1:])
+        self.memory.retrieved_rows.use(made_by)
         self._make_tables(cache)
 
     def _make_tables(self, cache: MemoryCache) -> None:

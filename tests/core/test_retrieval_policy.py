@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mplus_cli.core.attention import padded_mask
+from mplus_cli.core.long_term_memory import Retrieved
+from mplus_cli.core.prefix import MemoryPrefix
 from mplus_cli.core.retrieval_policy import (
     ForeignPrefix,
     NoisePrefix,
@@ -211,3 +213,27 @@ def test_short_term_memory_of_zeros_is_that_and_only_for_the_view(model):
     assert view.short_term.values.abs().sum() == 0 and memory.short_term.values.abs().sum() > 0
     with torch.no_grad():
         assert (model(random_ids(1, 5, seed=9), memory=view).logits - read(model, memory)).abs().max() > 1e-3
+
+
+class Short(MemoryPrefix):
+    """Half of what is asked for."""
+
+    def count(self, store) -> int:
+        return store.expected_count() // 2
+
+    def retrieve(self, index, hidden, text_valid):
+        found = [one.result() for one in super().retrieve(index, hidden, text_valid)]
+        return [
+            Retrieved(one.created[:count], one.scores[:count], one.positions[:count])
+            for one, count in zip(found, self.counts, strict=True)
+        ]
+
+
+@torch.no_grad()
+def test_another_reader_of_the_same_memory_takes_over_no_buffer_of_another_size(model):
+    memory, fresh = filled_memory(model, WRITES), filled_memory(model, WRITES)
+    prompt = random_ids(1, 5, seed=9)
+    for reader in (None, Short, None):
+        memory.reader = reader
+        found = model(prompt, memory=memory).logits
+        torch.testing.assert_close(found, read(model, fresh, reader), atol=1e-5, rtol=0)
