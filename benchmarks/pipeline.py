@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -26,9 +27,15 @@ from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.pipeline import WriteText
 from mplus_cli.core.placement import place, spans_of
-from mplus_cli.inference.devices import cores
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "default"
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load(name: str) -> MPlusForCausalLM:

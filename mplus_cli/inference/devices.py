@@ -100,10 +100,3 @@ def limit_threads(placement: Placement, weight_count: int) -> None:
     """
     if placement.device.type == "cpu" and 0 < weight_count < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -16,14 +16,6 @@ CPU = torch.device("cpu")
 GPUS = tuple(torch.device("cuda", n) for n in range(2))
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H9")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-
-
 def test_names(two_gpus):
     assert parse_device_map("auto") == DeviceMap(GPUS)
     assert parse_device_map("cuda:0, cuda:1") == DeviceMap(GPUS)

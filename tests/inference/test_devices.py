@@ -14,14 +14,6 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H9")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-
-
 def test_default_without_gpu(no_gpu):
     placement = choose_placement()
     assert (placement.device.type, placement.dtype) == ("cpu", torch.float32)
