@@ -210,6 +210,11 @@ class LayerStore:
     def all_positions(self) -> torch.Tensor:
         return torch.arange(self.created.start, self.created.end)
 
+    def all_created(self) -> torch.Tensor:
+        """Creation indices of everything here, in order of arrival, int64 [m]."""
+        parts = list(self.created.views())
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
     def drop_before(self, position: int) -> None:
         for rows in (self.values, self.keys, self.created):
             rows.drop_before(position)

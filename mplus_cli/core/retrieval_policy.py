@@ -34,11 +34,6 @@ def draw(memory: Memory, row: int, layer: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % (1 << 63))
 
 
-def live_created(store: LayerStore) -> torch.Tensor:
-    """Creation indices of the tokens in a store, in order of arrival, int64 [m]."""
-    return torch.cat([torch.empty(0, dtype=torch.int64), *store.created.views()])
-
-
 class RandomPrefix(MemoryPrefix):
     """Every long-term token gets a random score; nothing of the prompt counts."""
 
@@ -149,7 +144,7 @@ class PerHeadPrefix(MemoryPrefix):
         found = []
         for memory, count in zip(self.memory.long_term, self.counts, strict=True):
             store = memory.layers[index]
-            created, order = live_created(store)[-count:].sort(stable=True)
+            created, order = store.all_created()[-count:].sort(stable=True)
             positions = order + store.created.end - count
             found.append(Retrieved(created, torch.zeros(count), positions))
         return found

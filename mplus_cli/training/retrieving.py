@@ -20,7 +20,6 @@ from mplus_cli.training.contexts import Span
 from mplus_cli.training.graded import GradedPrefix, Search
 from mplus_cli.training.losses import ContrastiveRetrieverLoss, PublishedRetrieverLoss, precision_at_positives
 from mplus_cli.training.recipe import LossSettings
-from mplus_cli.training.searching import live_created
 
 Candidates = tuple[torch.Tensor, torch.Tensor]  # rows [B, C, d] and creation indices int64 [B, C] on the CPU
 
@@ -134,7 +133,7 @@ class RetrieverTraining:
         if not most or len(positions) <= most:
             return positions
         texts = self.prefix.rows.texts.get(row, [])
-        held = live_created(store).expand(len(texts), -1)
+        held = store.all_created().expand(len(texts), -1)
         positive = within(held, self.spans[texts]).any(0) if texts else torch.zeros(len(positions), dtype=torch.bool)
         negative = np.flatnonzero(~positive.numpy())
         others = torch.from_numpy(self.rng.choice(negative, min(most, len(negative)), replace=False))
@@ -196,7 +195,7 @@ def recall(prefix: GradedPrefix, spans: Sequence[Span]) -> tuple[float, float] |
             budget = memory.config.retrieval_budget
             if len(store) <= budget:
                 continue
-            held = within(live_created(store).expand(len(texts), -1), wanted[texts]).sum().item()
+            held = within(store.all_created().expand(len(texts), -1), wanted[texts]).sum().item()
             there += held
             found += within(seen.retrieved[texts], wanted[texts]).sum().item()
             by_chance += held * budget / len(store)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mplus_cli.core.long_term_memory import LayerStore, LongTermMemory
+from mplus_cli.core.long_term_memory import LongTermMemory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.training.contexts import Span
 
@@ -31,7 +31,7 @@ def search(
     keys = store.layers[layer].keys
     scores = torch.cat([model.retrievers[layer].scores(queries, block, valid) for block in keys.views()], dim=-1)
     if wanted is not None:
-        created = live_created(store.layers[layer])
+        created = store.layers[layer].all_created()
         spans = torch.tensor([span or (0, 0) for span in wanted])[:, :, None]
         scores = scores.masked_fill(((created >= spans[:, 0]) & (created < spans[:, 1])).to(scores.device), torch.inf)
     if store.config.fill_rule == "tile":
@@ -39,13 +39,7 @@ def search(
     else:
         best = scores.topk(min(store.config.retrieval_budget, scores.shape[1]), sorted=False).indices.cpu()
         # Tokens arrive in the order of their dropping, not of their creation.
-        order = live_created(store.layers[layer])[best].argsort(dim=-1, stable=True)
+        order = store.layers[layer].all_created()[best].argsort(dim=-1, stable=True)
         positions = best.gather(1, order) + store.layers[layer].created.start
     values, created = store.layers[layer].take(layer, positions.flatten())
     return values.view(*positions.shape, values.shape[-1]), created.view(positions.shape)
-
-
-def live_created(store: LayerStore) -> torch.Tensor:
-    """Creation indices of everything in one layer of a store, in order of arrival, int64 [m]."""
-    parts = list(store.created.views())
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

@@ -25,7 +25,6 @@ from mplus_cli.core.cache import MemoryCache
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.prefix import TokenPrefix
-from mplus_cli.core.retrieval_policy import live_created
 from mplus_cli.evaluation.tasks.memory_writes import Write, spread, survival
 
 _RANKED = 512  # tokens that an effective rank is measured on
@@ -79,7 +78,7 @@ def examine(
     for layer in range(memory.num_layers):
         created = {"short": memory.short_term.created[row, layer, : memory.short_term.fill[row]]}
         if memory.long_term:
-            created["long"] = live_created(memory.long_term[row].layers[layer])
+            created["long"] = memory.long_term[row].layers[layer].all_created()
         record: dict[str, Any] = _text_record(model, sampled, mean[layer], layer)
         found = {
             store: [_tokens(model, memory, row, layer, store, held, one.write) for one in sampled]

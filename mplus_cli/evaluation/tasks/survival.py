@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mplus_cli.core.retrieval_policy import live_created
 from mplus_cli.evaluation.drop_rule import DropRule
 from mplus_cli.evaluation.metrics import wilson
 
@@ -48,7 +47,7 @@ def left_of(memory: Memory, row: int, spans: Sequence[Span]) -> list[Left]:
         near = memory.short_term.created[row, layer, : memory.short_term.fill[row]]
         short += _within(near, starts, ends)
         if memory.long_term:
-            held += _within(live_created(memory.long_term[row].layers[layer]), starts, ends)
+            held += _within(memory.long_term[row].layers[layer].all_created(), starts, ends)
     found, size = [], config.memory_tokens_per_write
     for (start, end), in_short, in_either in zip(spans, short.tolist(), (short + held).tolist(), strict=True):
         applies = end - start == size and end >= config.short_term_size and (total - end) % size == 0

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from mplus_cli.core.loading import encode
 from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
-from mplus_cli.core.retrieval_policy import live_created
 
 Span = tuple[int, int]  # creation indices, the end not included
 SHARE = 0.8  # of the positive attribution, over all layers: the fewest tokens that have it hold the fact
@@ -44,7 +43,7 @@ def told_counts(
     holders = _holders(model, tokenizer, memory, row, created, asked)
     rows = []
     for layer, store in enumerate(memory.long_term[row].layers):
-        live = live_created(store)
+        live = store.all_created()
         seen = torch.empty(0, dtype=torch.int64) if found is None else found[layer].unique()
         rate = len(seen) / len(live) if len(live) else 0.0
         counts: dict[str, Any] = {
@@ -78,7 +77,7 @@ def gather(memory: Memory, row: int, created: torch.Tensor) -> torch.Tensor | No
     layers = []
     for layer, store in enumerate(memory.long_term[row].layers):
         short = torch.isin(memory.short_term.created[row, layer], created)
-        live = live_created(store)
+        live = store.all_created()
         places = torch.isin(live, created).nonzero().squeeze(1)
         index = torch.cat([memory.short_term.created[row, layer][short], live[places]])
         if len(index) != len(created):

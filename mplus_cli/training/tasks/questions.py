@@ -60,7 +60,7 @@ class Questions:
         if not texts:
             raise MaskedBatchError([one.id for one in stretches])
         lend = settings.lend_stores > 0 and work.rng.random() < settings.lend_stores
-        with lent_stores(work.memory) if lend else nullcontext():
+        with lent_stores(work.memory, work.rng) if lend else nullcontext():
             outcome = read_memory(work, texts, written.graded, train_retriever=True, help=work.draw.help)
         outcome.tokens += sum(len(ids) for one in stretches for ids in one.contexts)
         if written.graded and settings.rebuild:

@@ -12,7 +12,6 @@ import torch
 
 from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.loading import encode, load_tokenizer
-from mplus_cli.core.retrieval_policy import live_created
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.drop_rule import DropRule
 from mplus_cli.evaluation.registry import make_options
@@ -217,7 +216,7 @@ def test_counts_are_those_of_counting_one_by_one():
             near = far = 0
             for layer in range(3):
                 near += sum(start <= at < end for at in memory.short_term.created[row, layer].tolist())
-                far += sum(start <= at < end for at in live_created(memory.long_term[row].layers[layer]).tolist())
+                far += sum(start <= at < end for at in memory.long_term[row].layers[layer].all_created().tolist())
             assert (left.short, left.held, left.made) == (near, near + far, 24)
             assert left.short <= left.held <= left.made
             assert left.writes == ((14 * 8 - end) // 8 if end >= 32 else None)

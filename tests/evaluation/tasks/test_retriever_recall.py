@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mplus_cli.core.loading import encode
-from mplus_cli.core.retrieval_policy import live_created
 from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.request import Request
@@ -51,7 +50,7 @@ def test_counts_are_those_of_memory_itself(model):
     model(input_ids=ids, memory=memory)
     for layer, counts in enumerate(found["layers"]):
         store = memory.long_term[0].layers[layer]
-        in_store = [index for index in live_created(store).tolist() if span[0] <= index < span[1]]
+        in_store = [index for index in store.all_created().tolist() if span[0] <= index < span[1]]
         seen = set(memory.last_retrieval[layer][0].created.tolist())
         assert counts["held"] == len(in_store)
         assert counts["short_term"] == sum(0 <= index < 8 for index in memory.short_term.created[0, layer].tolist())
