@@ -119,7 +119,7 @@ class Progress:
     def __init__(self, label: str, total: float, unit: str = "") -> None:
         self.label, self.total, self.unit = label, max(total, 1e-9), unit
         self.start = time.monotonic()
-        self.base: float | None = None
+        self._begun: tuple[float, float] | None = None
         self._next_line = self.start + PROGRESS_AFTER_SECONDS
         self._live: Live | None = None
 
@@ -132,9 +132,9 @@ class Progress:
 
     def update(self, done: float, detail: str = "") -> None:
         """Say that `done` of `total` is done; `detail` is shown after the bar (rates, fills)."""
-        if self.base is None:
-            self.base = done  # work done before this process began says nothing about the speed
         now = time.monotonic()
+        if self._begun is None:
+            self._begun = done, now  # what was done before, and how long it took, says nothing about the speed
         if output.quiet or now - self.start < PROGRESS_AFTER_SECONDS:
             return
         detail = ", ".join(filter(None, (detail, self._rate(done, now))))
@@ -142,10 +142,12 @@ class Progress:
             self._draw(done, detail)
         elif not output.json and now >= self._next_line:
             self._next_line = now + PLAIN_PROGRESS_SECONDS
-            sys.stderr.write(f"{self.label}: {done / self.total:.0%} {detail}, {self._left(done, now)} left\n")
+            said = ", ".join(filter(None, (detail, f"{self._left(done, now)} left")))
+            sys.stderr.write(f"{self.label}: {done / self.total:.0%} {said}\n")
 
     def _speed(self, done: float, now: float) -> float:
-        return (done - (self.base or 0.0)) / max(now - self.start, 1e-9)
+        base, begin = self._begun or (done, now)
+        return (done - base) / max(now - begin, 1e-9)
 
     def _rate(self, done: float, now: float) -> str:
         if not self.unit:

@@ -66,6 +66,18 @@ def test_plain_progress_starts_after_two_seconds_and_counts_from_where_it_began(
         assert capsys.readouterr().err == ""
 
 
+def test_time_before_the_first_report_says_nothing_about_the_speed(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    with Progress("training", 100) as progress:
+        clock.now += 60
+        progress.update(10)
+        assert capsys.readouterr().err == "training: 10% ? left\n"
+        clock.now += 20
+        progress.update(20)
+    assert capsys.readouterr().err == "training: 20% 2 min 40 s left\n"
+
+
 def test_quiet_has_no_progress(capsys, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(console.time, "monotonic", clock)

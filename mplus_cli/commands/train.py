@@ -69,6 +69,7 @@ def train(
             output.warn(f"lengths of documents are assumed: {figures['sample']['problem']}")
         output.result(render(figures), figures)
         return
+    from mplus_cli.training.checkpoints import read_record
     from mplus_cli.training.launch import Launch, preflight, run_training
     from mplus_cli.training.status import status_line
 
@@ -78,6 +79,7 @@ def train(
         steps = run.recipe().steps
         output.info(f"run {run.path}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
         with Progress("training", steps) as progress:
+            progress.update(0 if checkpoint is None else read_record(checkpoint).step)
             summary = run_training(
                 run, checkpoint, launch, lambda line: progress.update(line["step"], status_line(line, steps))
             )
