@@ -56,7 +56,7 @@ def train(
     request = Request(_stage(stage), recipe, tuple(overrides or ()), out, resume)
     if print_config:
         from mplus_cli.config import to_yaml
-        from mplus_cli.training.recipe import as_mapping
+        from mplus_cli.training.recipe_files import as_mapping
 
         effective = request.effective_recipe()
         output.result(to_yaml(effective), as_mapping(effective))
@@ -102,7 +102,7 @@ def _stage(text: str | None) -> StageName | None:
 
 
 def _list() -> tuple[str, dict]:
-    from mplus_cli.training.recipe import shipped_recipes
+    from mplus_cli.training.recipe_files import shipped_recipes
     from mplus_cli.training.stages import STAGES
 
     stages = {str(name): stage.purpose for name, stage in STAGES.items()}

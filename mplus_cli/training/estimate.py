@@ -23,7 +23,8 @@ from mplus_cli.training.batches import BatchStream
 from mplus_cli.training.engine import read_configuration
 from mplus_cli.training.groups import all_groups
 from mplus_cli.training.launch import Launch, count_processes
-from mplus_cli.training.recipe import Recipe, deepspeed_file
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import deepspeed_file
 from mplus_cli.training.stages import STAGES
 from mplus_cli.training.starting import memory_configuration
 from mplus_cli.training.status import PEAKS, peak_flops

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mplus_cli import config
 from mplus_cli.errors import MPlusError, UsageError
-from mplus_cli.training.recipe import Recipe, default_run, load_recipe, recipe_from, shipped_recipes
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import default_run, load_recipe, recipe_from, shipped_recipes
 from mplus_cli.training.run_dir import RECIPE, RunDirectory
 from mplus_cli.training.stages import StageName
 

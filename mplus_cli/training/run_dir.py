@@ -21,7 +21,8 @@ from mplus_cli.config import read_yaml, to_yaml
 from mplus_cli.errors import UsageError
 from mplus_cli.machine import MODEL_PACKAGES, machine, versions
 from mplus_cli.training.disk import write_json, write_text
-from mplus_cli.training.recipe import Recipe, as_mapping, deepspeed_file, recipe_from
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import as_mapping, deepspeed_file, recipe_from
 
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it lasts and what is kept and shown of it, not what it has learned from.

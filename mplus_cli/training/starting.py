@@ -22,7 +22,8 @@ from mplus_cli.core.published_layout import is_published
 from mplus_cli.errors import CheckpointError, UsageError
 from mplus_cli.training.copying_start import copying_start
 from mplus_cli.training.groups import group_of
-from mplus_cli.training.recipe import Recipe, default_run, shipped_recipes
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import default_run, shipped_recipes
 from mplus_cli.training.stages import STAGES, StageName
 
 # Of a new backbone. Attention that can be sharp from the start is found much sooner. Layers that add exactly nothing

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mplus_cli.training.recipe import shipped_recipes
+from mplus_cli.training.recipe_files import shipped_recipes
 from tests.training.runs import save_recipe, start
 
 

@@ -14,7 +14,8 @@ from mplus_cli.core.configuration_mplus import MPlusConfig
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.training.examples import Example, Question
 from mplus_cli.training.groups import select
-from mplus_cli.training.recipe import Recipe, recipe_from
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import recipe_from
 from mplus_cli.training.rows import RowState
 from mplus_cli.training.step import StepRunner
 from mplus_cli.training.tasks.choosing import TaskDraw, TaskName

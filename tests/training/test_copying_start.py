@@ -9,7 +9,7 @@ import torch
 
 from mplus_cli.core.prefix import TokenPrefix
 from mplus_cli.errors import UsageError
-from mplus_cli.training.recipe import recipe_from
+from mplus_cli.training.recipe_files import recipe_from
 from mplus_cli.training.starting import starting_model
 from mplus_cli.training.tasks.reading import read
 from tests.fixtures import byte_tokenizer

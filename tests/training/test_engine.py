@@ -10,7 +10,7 @@ import torch
 
 from mplus_cli.errors import UsageError
 from mplus_cli.training.engine import complete, read_configuration
-from mplus_cli.training.recipe import recipe_folder, recipe_from
+from mplus_cli.training.recipe_files import recipe_folder, recipe_from
 from mplus_cli.training.resuming import Request
 from tests.training.runs import losses, save_recipe, train_here
 

@@ -11,7 +11,8 @@ import yaml
 
 from mplus_cli import config
 from mplus_cli.errors import UsageError
-from mplus_cli.training.recipe import Recipe, deepspeed_file, load_recipe, shipped_recipes
+from mplus_cli.training.recipe import Recipe
+from mplus_cli.training.recipe_files import deepspeed_file, load_recipe, shipped_recipes
 from mplus_cli.training.stages import STAGES
 from tests.training.helpers import tiny_recipe
 
@@ -172,7 +173,7 @@ def test_the_table_of_stages_is_sound():
 
 def test_reading_a_recipe_needs_no_heavy_library():
     code = (
-        "import sys; from mplus_cli.training.recipe import load_recipe; load_recipe(None, stage=3);"
+        "import sys; from mplus_cli.training.recipe_files import load_recipe; load_recipe(None, stage=3);"
         "print([m for m in ('torch', 'deepspeed', 'transformers', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from mplus_cli.errors import MPlusError, UsageError
-from mplus_cli.training.recipe import CheckpointSettings, LoggingSettings, OptimizerSettings, recipe_from
+from mplus_cli.training.recipe import CheckpointSettings, LoggingSettings, OptimizerSettings
+from mplus_cli.training.recipe_files import recipe_from
 from mplus_cli.training.resuming import Request, open_run, opened_run
 from mplus_cli.training.run_dir import RunDirectory
 
