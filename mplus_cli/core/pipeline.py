@@ -17,6 +17,7 @@ import torch
 
 from mplus_cli.core.adapters import WRITE
 from mplus_cli.core.memory import Memory
+from mplus_cli.core.thread_modes import ThreadModes
 from mplus_cli.core.value_codec import ValueCodec
 from mplus_cli.core.writing import Newest, WritePass, newest_tokens, write_groups
 from mplus_cli.errors import UsageError
@@ -123,7 +124,7 @@ class _Pipeline:
         self._stages = [ThreadPoolExecutor(1, "mplus-layers", **options) for _ in ends]
         # A thread of its own for memory: Ctrl-C interrupts the caller's, and no write is left half done.
         self._keeper = ThreadPoolExecutor(1, "mplus-memory", **options)
-        self._inference = torch.is_inference_mode_enabled()
+        self._modes = ThreadModes(span.device for span in model.spans)
         self._truth = self._now()
 
     def __enter__(self) -> _Pipeline:
@@ -192,8 +193,8 @@ class _Pipeline:
         return new.write.run(end)
 
     def _quietly(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call in a worker as `inject` does in the caller's thread: torch keeps these modes per thread."""
-        with torch.inference_mode(self._inference), torch.no_grad():
+        """Call in a worker as `inject` does in the caller's thread."""
+        with self._modes.entered():
             return call(*arguments)
 
     def _now(self) -> tuple:

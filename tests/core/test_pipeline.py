@@ -116,6 +116,13 @@ def test_merged_adapters_and_inference_mode():
         assert pipelined(model, texts, 3) == sequential(model, texts)
 
 
+def test_autocast_of_the_caller():
+    model, texts = tiny_model(), one_row()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = pipelined(model, texts, 3), sequential(model, texts)
+    assert found == expected != sequential(model, texts)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 3).flatmap(
