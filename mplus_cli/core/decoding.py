@@ -19,6 +19,8 @@ from mplus_cli.errors import UsageError
 if TYPE_CHECKING:
     from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 
+MOST_SIZES = 128  # that are compiled; after 8 of them torch would go on without its compiler, and only log it
+
 
 class StepCache:
     """What the attention of one step calls a cache: puts a token's key and value in place and gives the whole buffers.
@@ -62,6 +64,7 @@ class CompiledDecoder:
         self.model = model
         self._step = torch.compile(self._layers, backend=backend, mode=mode, dynamic=False)
         self._graphs = mode == "reduce-overhead"
+        self._sizes: set[tuple[int, ...]] = set()
 
     def takes(self, hidden: torch.Tensor, cache: MemoryCache) -> bool:
         """Whether this is a further token behind a prefix in buffers, all on one device."""
@@ -89,7 +92,13 @@ class CompiledDecoder:
                 torch._dynamo.mark_static_address(buffer, guard=False)  # else every replay would copy it
             torch.compiler.cudagraph_mark_step_begin()
         tables = self.model.position_tables(positions)
-        return self._step(hidden, positions, *tables, _seen(cache, text, capacity), at, keys, values)
+        inputs = (hidden, positions, *tables, _seen(cache, text, capacity), at, keys, values)
+        size = (*hidden.shape, capacity)
+        if size in self._sizes:
+            return self._step(*inputs)
+        self._sizes.add(size)
+        with torch._dynamo.config.patch(recompile_limit=MOST_SIZES):
+            return self._step(*inputs)
 
     def _layers(
         self,

@@ -93,6 +93,16 @@ def test_a_cache_is_continued_by_hand_and_outgrows_its_room():
     torch.testing.assert_close(torch.cat(told, dim=1), whole[:, 1:], atol=1e-4, rtol=0)
 
 
+def test_every_size_is_compiled_also_after_torchs_own_limit():
+    model, graphs = tiny_model(), []
+    model.compile_decoding(lambda graph, inputs: graphs.append(len(inputs)) or graph.forward)
+    memory = model.new_memory()
+    for _ in range(10):
+        model.inject(random_ids(1, 1), memory)  # one more memory token to read
+        model.generate(random_ids(1, 3), memory=memory, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert len(graphs) > torch._dynamo.config.recompile_limit
+
+
 def test_room_that_nothing_was_written_to_holds_zeros():
     for _ in range(5):
         poison = torch.full((1, 2, 300 + 256, 8), torch.nan)
