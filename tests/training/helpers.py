@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mplus_cli.config import merge
 from mplus_cli.core.configuration_mplus import MPlusConfig
+from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.training.examples import Example, Question
 from mplus_cli.training.groups import select
@@ -166,6 +167,31 @@ def mean_loss(logits: torch.Tensor, labels: list[int]) -> torch.Tensor:
         if place and label != -100
     ]
     return torch.stack(losses).mean()
+
+
+def plain_read(model, ids, labels, memory=None, **explicit):
+    """One text's loss through the core's own forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), memory=memory, **explicit).logits[0]
+    return mean_loss(logits, labels).item()
+
+
+def one_row(runner, row: int) -> Memory:
+    """A memory of its own with the seed of one of a runner's rows."""
+    memory = runner.rows.memory
+    return Memory(memory.config, 1, [memory.seeds[row]])
+
+
+def written(runner, row: int, contexts) -> Memory:
+    """What a row's memory holds after these contexts, written by the core one at a time."""
+    memory = one_row(runner, row)
+    for ids in contexts:
+        runner.model.inject(torch.tensor([ids]), memory)
+    return memory
+
+
+def expected_mean(values) -> float:
+    return sum(values) / len(values)
 
 
 def _tokens(rng: np.random.Generator, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from mplus_cli.core.state.memory_state import MemoryState
 from mplus_cli.core.state.superblock import CODED_FORMAT, FORMAT_VERSION
 from mplus_cli.errors import StateError
 from tests.core.helpers import random_ids, tiny_config, tiny_model
-from tests.core.state.test_memory_state import LAYERS, WIDTH, FakeModel, content, note, same
+from tests.core.state.memories import LAYERS, WIDTH, FakeModel, content, note, same
 
 CODED = ["bfloat16", "float8", "int8"]
 

@@ -1,15 +1,11 @@
-"""Files that must be refused, each with a message that says which and what to do; and the lock."""
+"""Files that must be refused, each with a message that says which and what to do."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -18,54 +14,14 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from mplus_cli.core.state import writer
 from mplus_cli.core.state.file import StateFile
-from mplus_cli.core.state.frame import Block, Content
+from mplus_cli.core.state.frame import Block
 from mplus_cli.core.state.store import StateStore
 from mplus_cli.core.state.superblock import FORMAT_VERSION, SLOT_SIZE, Slot
 from mplus_cli.core.state.writer import StateWriter
 from mplus_cli.errors import StateError
-from tests.core.state.simulator import LAYERS, Simulator, content_of
-
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def state(tmp_path) -> tuple[Path, Simulator]:
-    """A state of five commits, with tokens of the first frame and of every commit still in memory."""
-    path = tmp_path / "mem.pt"
-    memory = Simulator(3, (6, 5), 1000)
-    store = StateStore.create(path, memory.base())
-    for number in range(5):
-        memory.write(4, f"source-{number}")
-        memory.commit_to(store, job={"n": number + 1})
-    store.writer.publish()
-    store.close()
-    return path, memory
-
-
-def use(path: Path) -> tuple:
-    """Open and read all that a memory consists of."""
-    store = StateStore.open(path)
-    try:
-        return content_of(store)
-    finally:
-        store.close()
-
-
-def verify(path: Path) -> None:
-    store = StateStore.open(path)
-    try:
-        store.verify()
-    finally:
-        store.close()
-
-
-def refused(path: Path, action=use) -> StateError:
-    with pytest.raises(StateError) as error:
-        action(path)
-    assert str(path) in error.value.message and error.value.hint and error.value.exit_code == 2
-    return error.value
+from tests.core.state.simulator import LAYERS, Simulator
+from tests.core.state.state_files import five_commits, refused, use, verify
 
 
 def regions(path: Path) -> dict[str, tuple[int, int, str]]:
@@ -165,20 +121,16 @@ def test_a_file_cut_while_it_is_open_is_noticed(state):
 
 def test_a_sound_frame_of_another_state_is_noticed(state):
     """Every checksum holds, but this commit never followed that one."""
-    path, memory = state
-    stranger = Simulator(4, (6, 5), 1000)
-    other = StateStore.create(path.with_name("other.pt"), stranger.base())
-    for number in range(5):
-        stranger.write(4, f"source-{number}")
-        stranger.commit_to(other, job={"n": number + 1})
-    other.writer.publish()
-    other.close()
-    store = StateStore.open(path)
-    frame, theirs = store.file.frames[2], other.file.frames[2]
+    path, _ = state
+    other = path.with_name("other.pt")
+    five_commits(other, seed=4)
+    store, stranger = StateStore.open(path), StateStore.open(other)
+    frame, theirs = store.file.frames[2], stranger.file.frames[2]
     store.close()
+    stranger.close()
     assert (frame.at, frame.end) == (theirs.at, theirs.end)
     raw = bytearray(path.read_bytes())
-    raw[frame.at : frame.end] = other.file.path.read_bytes()[frame.at : frame.end]
+    raw[frame.at : frame.end] = other.read_bytes()[frame.at : frame.end]
     path.write_bytes(raw)
     assert "the chain of frame headers" in refused(path).message
 
@@ -331,190 +283,3 @@ def test_a_forged_tensor_table_is_refused(state, table):
     raw[at : at + SLOT_SIZE] = Slot(file.tip.sequence, file.length, chain).pack()
     path.write_bytes(raw)
     assert "the index of commit 5" in refused(path).message
-
-
-# -- the lock ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_second_writer_is_told_who_has_it_and_readers_are_not_hindered(state):
-    path, memory = state
-    code = (
-        "import sys; from mplus_cli.core.state.store import StateStore\n"
-        "store = StateStore.open(sys.argv[1], writable=True); print('open', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert other.stdout and other.stdout.readline() == "open\n"
-        error = refused(path, lambda p: StateStore.open(p, writable=True))
-        assert f"process {other.pid} on {os.uname().nodename}" in error.message
-        refused(path, lambda p: StateStore.create(p, memory.base(), replace=True))
-        assert use(path) == memory.content()
-        other.kill()
-        other.wait()
-        assert Path(f"{path}.lock").exists()  # a killed writer leaves the file, not the lock
-        StateStore.open(path, writable=True).close()
-        assert os.listdir(path.parent) == ["mem.pt"]
-    finally:
-        other.kill()
-        other.communicate()
-
-
-def test_a_lock_on_a_file_that_its_former_holder_removed_is_not_taken(state, monkeypatch):
-    """Between our opening the lock file and our locking it, its holder may finish and remove it."""
-    path, _ = state
-    flock, removed = fcntl.flock, []
-
-    def late(descriptor: int, operation: int) -> None:
-        if not removed:
-            removed.append(Path(f"{path}.lock").unlink())
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    store = StateStore.open(path, writable=True)
-    monkeypatch.undo()
-    with pytest.raises(StateError, match="already open"):
-        StateStore.open(path, writable=True)
-    store.close()
-
-
-def test_one_writer_within_a_process_and_through_links(state):
-    path, _ = state
-    link = path.parent / "link.pt"
-    link.symlink_to(path)
-    store = StateStore.open(path, writable=True)
-    for name in (path, link):
-        with pytest.raises(StateError, match="already open for writing in this process"):
-            StateStore.open(name, writable=True)
-    store.close()
-    StateStore.open(link, writable=True).close()
-
-
-def test_a_file_that_was_replaced_under_its_writer_is_not_written(state):
-    path, memory = state
-    store = StateStore.open(path, writable=True)
-    copy = path.with_name("copy.pt")
-    copy.write_bytes(path.read_bytes())
-    copy.replace(path)
-    before = path.read_bytes()
-    memory.write(1)
-    with pytest.raises(StateError, match="removed or replaced"):
-        memory.commit_to(store)
-    path.unlink()
-    with pytest.raises(StateError, match="removed or replaced"):
-        store.append(memory.commit())
-    store.close()
-    assert use_bytes(path, before)
-
-
-def use_bytes(path: Path, raw: bytes) -> bool:
-    path.write_bytes(raw)
-    verify(path)
-    return True
-
-
-@pytest.mark.parametrize("good_writes", range(9))
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_failing_disk_loses_nothing(state, monkeypatch, good_writes, code):
-    """At any write of a commit, or (8) when it is synced. Then the same writer goes on, or says what to do instead."""
-    path, memory = state
-    before, pwrite, left = memory.content(), os.pwrite, good_writes
-    store = StateStore.open(path, writable=True)
-
-    def fail(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    def failing(descriptor: int, data, at: int) -> int:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            pwrite(descriptor, data[: len(data) // 2], at)
-            fail()
-        return pwrite(descriptor, data, at)
-
-    memory.write(4, "more")
-    content = memory.commit()
-    if good_writes == 8:
-        monkeypatch.setattr(writer, "_sync", fail)
-    else:
-        monkeypatch.setattr(os, "pwrite", failing)
-    with pytest.raises(StateError, match="No room" if code == errno.ENOSPC else "cannot be written") as error:
-        store.append(content)
-    monkeypatch.undo()
-    assert str(path) in error.value.message
-    if good_writes != 7:
-        assert use(path) == before
-        store.append(content)
-    else:  # half of the slot was written: open again, and the commit that it announced counts
-        with pytest.raises(StateError, match="half way"):
-            store.append(content)
-    store.close()
-    assert use(path) == memory.content()
-    StateStore.open(path, writable=True).close()
-    verify(path)
-
-
-def test_short_writes_are_gone_on_with(state, monkeypatch):
-    path, memory = state
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:61], at))
-    store = StateStore.open(path, writable=True)
-    memory.write(4)
-    memory.commit_to(store)
-    store.close()
-    assert use(path) == memory.content()
-
-
-def test_a_read_only_place(state, monkeypatch):
-    path, memory = state
-    real = os.open
-
-    def read_only(name, flags: int, *rest, **more) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(errno.EROFS, "Read-only file system", str(name))
-        return real(name, flags, *rest, **more)
-
-    monkeypatch.setattr(os, "open", read_only)
-    assert use(path) == memory.content()  # reading needs no lock and no write
-    for action in (
-        lambda p: StateStore.open(p, writable=True),
-        lambda p: StateStore.create(p, memory.base(), replace=True),
-    ):
-        error = refused(path, action)
-        assert "Read-only file system" in error.message and "Copy the state" in str(error.hint)
-
-
-def test_create_refuses_what_is_there_and_leaves_it_until_the_first_commit(state):
-    path, memory = state
-    before = path.read_bytes()
-    with pytest.raises(StateError, match="exists already") as error:
-        StateStore.create(path, memory.base())
-    assert "--fresh" in str(error.value.hint) and os.listdir(path.parent) == ["mem.pt"]
-    store = StateStore.create(path, Simulator(9, (2, 0)).base(), replace=True)
-    assert path.read_bytes() == before
-    store.close()
-    assert path.read_bytes() == before and os.listdir(path.parent) == ["mem.pt"]
-    with pytest.raises(StateError, match="no directory") as error:
-        StateStore.create(path.parent / "none" / "mem.pt", memory.base())
-    assert "mkdir -p" in str(error.value.hint)
-
-
-def test_a_private_file_stays_private(state):
-    path, _ = state
-    path.chmod(0o600)
-    store = StateStore.create(path, Simulator(9, (2, 0)).base(), replace=True)
-    store.writer.publish()
-    store.close()
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_content_of_wrong_size_is_never_committed(state):
-    path, _ = state
-    before = path.read_bytes()
-    writer = StateWriter.open(path)
-    with pytest.raises(ValueError, match="bytes short"):
-        writer.append(Content("commit", Block("F32", (2, 4, 8), [np.zeros((7, 8), np.float32)])))
-    writer.close()
-    assert path.read_bytes()[: len(before)] == before
-    verify(path)

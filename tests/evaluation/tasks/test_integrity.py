@@ -1,59 +1,30 @@
-"""Endurance: the stream, the figures against slow references, and going on after everything that can end a process."""
+"""Endurance: the points of measurement, the stream of text, and runs against a plain loop."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mplus_cli.core.state.memory_state import MemoryState
-from mplus_cli.errors import StateError, UsageError
+from mplus_cli.errors import UsageError
 from mplus_cli.evaluation.drop_rule import DropRule
 from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.metrics import exact_match
-from mplus_cli.evaluation.tasks import integrity_run, integrity_stream
+from mplus_cli.evaluation.tasks import integrity_run
 from mplus_cli.evaluation.tasks.chronicle import Chronicle as ChronicleTask
-from mplus_cli.evaluation.tasks.integrity import Integrity, Options, points
-from mplus_cli.evaluation.tasks.integrity_measures import Moments, from_plain, measure, overall, to_plain
+from mplus_cli.evaluation.tasks.integrity import Options, points
 from mplus_cli.evaluation.tasks.integrity_plot import by_layer, relative, table
-from mplus_cli.evaluation.tasks.integrity_stream import Endless, Place
-from mplus_cli.evaluation.tasks.memory_anatomy import apart, effective_rank
-from tests.evaluation.helpers import answers, evaluate
+from mplus_cli.evaluation.tasks.integrity_stream import Place
+from mplus_cli.evaluation.tasks.memory_anatomy import apart
 from tests.evaluation.tasks.helpers import is_png, results_of, system, task_settings
-from tests.fixtures import book, byte_tokenizer, tiny_model
+from tests.evaluation.tasks.integrity_runs import CHUNK, MODEL, TASK, endless, items, measured
+from tests.fixtures import book, byte_tokenizer
 
-TASK = Integrity()
-MODEL = tiny_model().prepare_for_inference("read", "write")
-ROOT = Path(__file__).parents[3]
-CHUNK = 200  # bytes: enough for some facts to stand in one
-
-
-@pytest.fixture(autouse=True)
-def short_books(monkeypatch):
-    """So that a few dozen updates cross several books."""
-    monkeypatch.setattr(integrity_stream, "BOOK_CHUNKS", 12)
-
-
-def items(*options: str, **given) -> list[Item]:
-    return list(
-        TASK.items(task_settings(TASK, "updates=30", "start=5", "per_decade=2", "questions=4", *options, **given))
-    )
-
-
-def measured(folder: Path, made: list[Item], name: str = "mplus", tell=lambda part, words: None):
-    asked = system(name, MODEL, f"chunk_size={CHUNK}")
-    return {answer.sample_id: answer.extra for answer in TASK.measure_long(asked, made, folder, tell)}
+pytestmark = pytest.mark.usefixtures("short_books")
 
 
 # -- points of measurement --
@@ -112,10 +83,6 @@ def test_systems_without_memory_are_refused():
 # -- the stream --
 
 
-def endless(seed: int = 1, texts: tuple[Document, ...] = ()) -> Endless:
-    return Endless(seed, texts, byte_tokenizer(), CHUNK, 8)
-
-
 @pytest.mark.parametrize(
     "texts", [(), (Document("one " * 130), Document("tiny"), Document("two " * 90))], ids=["chronicles", "texts"]
 )
@@ -155,78 +122,7 @@ def test_texts_begin_again_after_the_last_and_short_ones_are_left_out():
     assert [passes for _, _, passes in walked] == [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
 
 
-# -- figures --
-
-
-def test_moments_and_drift_are_those_of_numpy():
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(300, 20)) * np.linspace(1, 3, 20) + 2
-    later = rng.normal(size=(280, 20)) * np.linspace(2, 1, 20) + 3
-    one, two = (Moments.of(torch.tensor(x)) for x in (rows, later))
-    assert np.allclose(one.mean, rows.mean(0)) and one.spread == pytest.approx(rows.var(0, ddof=1).sum())
-    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(rows.T)))[::-1]
-    assert np.allclose(one.spectrum, eigenvalues / eigenvalues.sum())
-    assert one.rank == pytest.approx(effective_rank(torch.tensor(rows)))
-    assert from_plain(json.loads(json.dumps(to_plain([one, None])))) == [one, None]
-
-    memory = model_with(torch.tensor(later, dtype=torch.float32))
-    found = measure(memory, [one])[0]
-    assert found["shift"] == pytest.approx(apart([(torch.tensor(rows), torch.tensor(later))]), abs=1e-5)
-    a, b = rows.mean(0), later.mean(0)
-    assert found["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
-    assert found["spectrum"] == pytest.approx(np.abs(np.array(one.spectrum) - two.spectrum).sum() / 2, abs=1e-5)
-    norms = np.linalg.norm(later, axis=1)
-    assert [found[k] for k in ("norm", "norm_spread", "norm_max")] == pytest.approx(
-        [norms.mean(), norms.std(), norms.max()], rel=1e-5
-    )
-    assert found["not_finite"] == 0
-
-
-class model_with:
-    """A memory of one layer that holds these short-term tokens."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.num_layers, self.long_term, self.short_term = 1, [], self
-        self.fill, self._rows = [len(rows)], rows
-
-    def layer(self, layer: int) -> torch.Tensor:
-        return self._rows[None]
-
-
-def test_what_does_not_change_has_no_drift_and_what_is_elsewhere_has():
-    rows = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)) + 1
-    start = [Moments.of(rows)]
-    same = measure(model_with(rows), start)[0]
-    assert (same["cosine"], same["shift"], same["spectrum"]) == (1.0, 0.0, 0.0)
-    flat = torch.zeros_like(rows)
-    flat[:, 0] = torch.randn(400, generator=torch.Generator().manual_seed(1))
-    moved = measure(model_with(flat - 5), start)[0]
-    assert moved["cosine"] < 0 and moved["shift"] > 3 and moved["spectrum"] > 0.8 and moved["rank"] == pytest.approx(1)
-
-
-def test_tokens_that_are_not_finite_are_counted_and_spoil_no_figure():
-    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    start = [Moments.of(rows)]
-    rows[3, 2], rows[7, 0] = float("nan"), float("inf")
-    found = measure(model_with(rows), start)
-    json.dumps(found, allow_nan=False)
-    assert found[0]["not_finite"] == 2 and found[0]["shift"] is None and found[0]["norm"] > 0
-    assert overall(found)["not_finite"] == 2 and overall(found)["shift"] is None
-
-
 # -- a run --
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Everything asked, never interrupted: the items, the extras and where the memory is kept."""
-    before, integrity_stream.BOOK_CHUNKS = integrity_stream.BOOK_CHUNKS, 12
-    folder = tmp_path_factory.mktemp("whole")
-    made = items("ask=both", "probe=5", limit=2)
-    found = {"mplus": measured(folder / "mplus", made)}
-    found["memoryllm"] = measured(folder / "memoryllm", made[:1], "memoryllm")
-    integrity_stream.BOOK_CHUNKS = before
-    return made, found, folder
 
 
 def test_a_run_is_what_a_plain_loop_gives(whole):
@@ -314,167 +210,6 @@ def test_memories_do_not_depend_on_what_is_measured_with_them(whole, tmp_path):
     made, found, _ = whole
     alone = measured(tmp_path, made[1:])
     assert alone == {key: extra for key, extra in found["mplus"].items() if key.startswith("stream-1")}
-
-
-# -- going on --
-
-
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize(("name", "stops"), [("mplus", (3, 9, 9, 20)), ("memoryllm", (7, 13, 29))], ids=str)
-def test_a_run_that_was_ended_goes_on_to_the_same_figures(whole, tmp_path, monkeypatch, name, stops):
-    """Ended without a word as by SIGKILL, wherever: what comes after is bit for bit what would have come."""
-    monkeypatch.setattr(integrity_run, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(integrity_run, "SAVE_SHARE", 1e9)
-    monkeypatch.setattr(integrity_run, "TELL_SECONDS", 0.0)
-    made, found, _ = whole
-    done: dict[str, dict] = {}
-    for stop in (*stops, None):
-
-        def tell(part: float, words: str, stop=stop) -> None:
-            if stop is not None and round(part * 30) >= stop:
-                raise Stop
-
-        left = [q for q in made[0].questions if f"{made[0].id}/{q.id}" not in done]
-        item = Item(made[0].id, (), tuple(left), made[0].metadata)
-        asked = system(name, MODEL, f"chunk_size={CHUNK}")
-        try:
-            for answer in TASK.measure_long(asked, [item], tmp_path, tell):
-                done[answer.sample_id] = answer.extra
-        except Stop:
-            assert stop is not None
-    assert done == {key: extra for key, extra in found[name].items() if key in done} and len(done) == len(
-        made[0].questions
-    )
-
-
-PUBLISHED = {"eviction": "recall_frequency", "fill_rule": "tile", "merge_every": 3, "initial_recall_frequency": 3.0}
-
-
-@pytest.mark.parametrize(
-    ("options", "sizes"),
-    [
-        (["memory_dtype=int8"], {}),
-        (["short_term_size=16", "long_term_capacity=40"], {}),
-        (["retriever_score=contrastive"], {"retriever_score": "mean_sigmoid"}),
-        ([], PUBLISHED),
-    ],
-    ids=["coded values", "other sizes", "another score", "the published rule"],
-)
-def test_every_kind_of_memory_goes_on_exactly(tmp_path, monkeypatch, options, sizes):
-    monkeypatch.setattr(integrity_run, "TELL_SECONDS", 0.0)
-    model = tiny_model(**sizes).prepare_for_inference("read", "write")
-    made = list(TASK.items(task_settings(TASK, "updates=20", "start=5", "per_decade=1", "questions=3", model=model)))
-
-    def extras(folder: Path, questions, tell) -> dict:
-        asked, found = system("mplus", model, f"chunk_size={CHUNK}", *options), {}
-        with contextlib.suppress(KeyboardInterrupt):
-            for answer in TASK.measure_long(asked, [replace(made[0], questions=questions)], folder, tell):
-                found[answer.question] = answer.extra
-        return found
-
-    def stop_late(part: float, words: str) -> None:
-        if round(part * 20) == 13:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    whole = extras(tmp_path / "whole", made[0].questions, lambda part, words: None)
-    found = extras(tmp_path / "ended", made[0].questions, stop_late)
-    assert list(found) == ["u5"]
-    writes: list[int] = []
-    rest = extras(tmp_path / "ended", made[0].questions[1:], lambda part, words: writes.append(round(part * 20)))
-    assert found | rest == whole and writes[0] > 13
-    kept = [tmp_path / name / "memory" / "stream-0.pt" for name in ("ended", "whole")]
-    with MemoryState.open(kept[0]) as one, MemoryState.open(kept[1]) as other:
-        assert one.digest() == other.digest() and one.created_total == 160
-
-
-def test_ctrl_c_saves_and_goes_on_from_there(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity_run, "TELL_SECONDS", 0.0)
-    made, found, _ = whole
-    writes: list[int] = []
-
-    def tell(part: float, words: str) -> None:
-        writes.append(round(part * 30))
-        if len(writes) == 17:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        measured(tmp_path, made[:1], tell=tell)
-    with MemoryState.open(tmp_path / "memory" / "stream-0.pt") as state:
-        assert state.job["updates"] == writes[-1] < 30
-    writes.clear()
-    left = Item(made[0].id, (), made[0].questions[-1:], made[0].metadata)
-    monkeypatch.setattr(os, "kill", None)
-    assert measured(tmp_path, [left], tell=lambda part, words: writes.append(round(part * 30))) == {
-        "stream-0/u30": found["mplus"]["stream-0/u30"]
-    }
-    assert writes[0] > 17
-
-
-def test_a_point_that_is_missing_from_before_is_made_again_from_the_beginning(whole):
-    made, found, folder = whole
-    one = Item(made[0].id, (), made[0].questions[1:2], made[0].metadata)
-    again = measured(folder / "mplus", [one])
-    assert again == {f"stream-0/{made[0].questions[1].id}": found["mplus"][f"stream-0/{made[0].questions[1].id}"]}
-
-
-def test_a_damaged_memory_is_named_and_nothing_is_lost_silently(whole, tmp_path):
-    made, _, folder = whole
-    kept = tmp_path / "memory" / "stream-0.pt"
-    kept.parent.mkdir()
-    data = bytearray((folder / "memoryllm" / "memory" / "stream-0.pt").read_bytes())
-    data[len(data) // 2] ^= 255
-    kept.write_bytes(data[: len(data) - 100])
-    with pytest.raises(StateError) as caught:
-        measured(tmp_path, made[:1], "memoryllm")
-    assert "to begin stream-0 again" in str(caught.value.hint) and str(kept) in str(caught.value.hint)
-
-
-# -- the command --
-
-KILLED = """
-import sys
-from mplus_cli.evaluation.tasks import integrity_run, integrity_stream
-integrity_stream.BOOK_CHUNKS = 12
-integrity_run.SAVE_SECONDS = 0.2
-integrity_run.SAVE_SHARE = 1.0
-from mplus_cli.cli import main
-main()
-"""
-
-
-def test_the_default_model_is_killed_and_resumed(tmp_path):
-    """End to end, with the bundled model: SIGKILL in the middle, --resume, the same as an untroubled run."""
-    model, task = (
-        ROOT / "assets" / "default",
-        "integrity:updates=160,start=40,per_decade=3,questions=4,probe=3,ask=both",
-    )
-    command = ["eval", task, "-s", "mplus", "-m", str(model), "--out", str(tmp_path / "out"), "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen([sys.executable, "-c", KILLED, *command], env=environment, stderr=subprocess.PIPE)
-    folder = tmp_path / "out" / task.replace(":", "-") / "mplus"
-    end = time.monotonic() + 120
-    while not (_lines(folder) and (folder / "memory" / "stream-0.pt").is_file()):
-        assert running.poll() is None and time.monotonic() < end, running.communicate()
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=60)
-    with MemoryState.open(folder / "memory" / "stream-0.pt") as state:
-        assert 0 < state.job["updates"] < 160
-    before = _lines(folder)
-    resumed = evaluate(tmp_path / "out", model, task, systems=("mplus",), batch=None, resume=True)
-    untroubled = evaluate(tmp_path / "whole", model, task, systems=("mplus",), batch=None)
-    one, other = answers(resumed[0]), answers(untroubled[0])
-    assert one == other and len(one) == 3 > before
-    last = one["stream-0/u160"]["extra"]
-    assert last["newest_asked"] >= 2 and last["fixed_asked"] == 4 and last["long_term"] == 160 * 48 - 384
-
-
-def _lines(folder: Path) -> int:
-    path = folder / "predictions.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_progress_goes_by_updates(tmp_path, model_folder, monkeypatch):
