@@ -23,9 +23,9 @@ from tests.fixtures import tiny_model
 ITEMS = 6
 
 
-def scores(name: str) -> tuple[float, float]:
-    """Exact match near (a few writes) and far (about 25 writes) from the fact."""
-    items = chronicles(ITEMS)
+def scores(name: str, count: int = ITEMS) -> tuple[float, float]:
+    """Exact match near (a few writes) and far (about 25 writes) from the fact, of so many chronicles."""
+    items = chronicles(count)
     answers = ask(system(name, bundled()), items)
     return accuracy(answers, items, "near"), accuracy(answers, items, "far")
 
@@ -53,7 +53,8 @@ def test_without_its_own_long_term_tokens_only_the_near_is_left(name):
 
 
 def test_random_retrieval_is_a_floor():
-    near, far = scores("random")
+    """Every fourth memory token of these stores is drawn, so a fact is found by luck now and then."""
+    near, far = scores("random", 16)
     assert near >= 0.6
     assert far <= 0.6
 

@@ -13,7 +13,7 @@ from mplus_cli.evaluation.items import Document, Item, Question
 from mplus_cli.evaluation.request import Request
 from mplus_cli.evaluation.running import run
 from mplus_cli.evaluation.tasks.retriever_recall import RetrieverRecall, by_layer
-from mplus_cli.evaluation.tasks.told_tokens import attribution, fact_tokens, gather
+from mplus_cli.evaluation.tasks.told_tokens import SHARE, attribution, fact_tokens, gather
 from mplus_cli.inference.locate import bundled_model
 from tests.evaluation.tasks.helpers import is_png, results_of, system, task_settings
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -201,7 +201,7 @@ def test_the_bundled_model_answers_from_the_tokens_that_are_said_to_hold_the_fac
         for kept, into in [(holders, kept_own), *((_as_many_others(holders, n), kept_others) for n in range(8))]:
             alone = likelihood(model, torch.where(kept[..., None], tokens, mean), question, answer)
             into.append((alone - none) / (every - none))
-    assert min(kept_own) > 0.9
+    assert min(kept_own) > SHARE
     assert sum(kept_others) / len(kept_others) < 0.5
 
 
