@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -27,15 +26,9 @@ from mplus_cli.core.memory import Memory
 from mplus_cli.core.modeling_mplus import MPlusForCausalLM
 from mplus_cli.core.pipeline import WriteText
 from mplus_cli.core.placement import place, spans_of
+from mplus_cli.machine import usable_cores
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "default"
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load(name: str) -> MPlusForCausalLM:
@@ -122,7 +115,7 @@ def main() -> None:
         names, layers = options.devices.split(","), len(model.model.layers)
         counts = [layers * (n + 1) // len(names) - layers * n // len(names) for n in range(len(names))]
         place(model, spans_of(counts, [torch.device(name) for name in names]))
-    machine = f"{platform.processor() or platform.machine()}, {cores()} cores, torch {torch.__version__}"
+    machine = f"{platform.processor() or platform.machine()}, {usable_cores()} cores, torch {torch.__version__}"
     figures = run(model, options.stages, options.writes, options.rounds)
     print(f"{machine}; {options.model}, {options.stages} stages of {options.threads} threads")
     for key, value in figures.items():

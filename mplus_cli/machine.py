@@ -50,6 +50,11 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def host_memory() -> int:
     """Bytes of main memory; 0 where the system does not say."""
     try:

@@ -172,14 +172,14 @@ def running(
 ) -> Running:
     """How to run, from the options that all builders of documents share."""
     from mplus_cli.data.building.documents import Running
-    from mplus_cli.data.building.engine import default_processes
+    from mplus_cli.machine import usable_cores
 
     pairs = [option.partition("=") for option in options or []]
     wrong = [key for key, equals, _ in pairs if not equals]
     if wrong:
         raise UsageError(f"--executor-option {wrong[0]} has no value.", "--executor-option partition=cpu")
     return Running(
-        processes=processes or default_processes(),
+        processes=processes or usable_cores(),
         tasks=tasks,
         executor=executor,
         options={key: value for key, _, value in pairs},

@@ -64,7 +64,6 @@ class CompiledDecoder:
         self.model = model
         self._step = torch.compile(self._layers, backend=backend, mode=mode, dynamic=False)
         self._graphs = mode == "reduce-overhead"
-        self._sizes: set[tuple[int, ...]] = set()
 
     def takes(self, hidden: torch.Tensor, cache: MemoryCache) -> bool:
         """Whether this is a further token behind a prefix in buffers, all on one device."""
@@ -92,13 +91,8 @@ class CompiledDecoder:
                 torch._dynamo.mark_static_address(buffer, guard=False)  # else every replay would copy it
             torch.compiler.cudagraph_mark_step_begin()
         tables = self.model.position_tables(positions)
-        inputs = (hidden, positions, *tables, _seen(cache, text, capacity), at, keys, values)
-        size = (*hidden.shape, capacity)
-        if size in self._sizes:
-            return self._step(*inputs)
-        self._sizes.add(size)
         with torch._dynamo.config.patch(recompile_limit=MOST_SIZES):
-            return self._step(*inputs)
+            return self._step(hidden, positions, *tables, _seen(cache, text, capacity), at, keys, values)
 
     def _layers(
         self,

@@ -52,14 +52,14 @@ def _contents(store: LongTermMemory) -> Contents:
 
 
 def _among_others(memory: Memory, row: int, held: list[Contents], order: Sequence[int]) -> LongTermMemory:
-    own = memory.long_term[row]
+    own, own_place = memory.long_term[row], order.index(row)
     values, keys, created = [], [], []
     for layer in range(len(own.layers)):
         parts = [held[other][layer] for other in order]
         values.append(torch.cat([part[0] for part in parts]))
         keys.append(torch.cat([part[1] for part in parts]))
         # A row's own tokens keep their creation indices, by which its questions and graded writes name them.
-        created.append(torch.cat([part[2] + APART * (place - order.index(row)) for place, part in enumerate(parts)]))
+        created.append(torch.cat([part[2] + APART * (place - own_place) for place, part in enumerate(parts)]))
     devices = [layer.keys.device for layer in own.layers]
     lent = LongTermMemory(memory.config, len(devices), values[0].shape[-1], values[0].dtype, devices, own.codec)
     lent.load(values, keys, created)

@@ -26,6 +26,7 @@ from mplus_cli.data.building.plot import plot_counts
 from mplus_cli.data.building.rows import Fields
 from mplus_cli.data.building.shards import atomic_write, file_sha256
 from mplus_cli.errors import MPlusError, UsageError
+from mplus_cli.machine import usable_cores
 
 _PACKAGES = ("datatrove", "tokenizers", "pyarrow", "zstandard", "huggingface_hub")
 _MOST_TASKS = 1000
@@ -43,7 +44,7 @@ class Running:
         max_bad_rows: unreadable rows that are put up with.
     """
 
-    processes: int = field(default_factory=engine.default_processes)
+    processes: int = field(default_factory=usable_cores)
     tasks: int | None = None
     executor: str = "local"
     options: dict[str, str] = field(default_factory=dict)

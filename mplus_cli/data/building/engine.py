@@ -103,11 +103,6 @@ class Stage:
     unit: str = "bytes"
 
 
-def default_processes() -> int:
-    """As many as this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_local(stage: Stage, folder: Path, processes: int) -> None:
     """Run the tasks of a stage that are not done yet; Ctrl-C and errors of tasks come through.
 
